@@ -102,19 +102,23 @@ def forward_splat(flow: torch.Tensor) -> torch.Tensor:
 
 
 def _fill(sums: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted mean where there is weight, a coarser level's where there is not."""
-    mean = sums / weight.clamp(min=1e-6)
-    # Below this a pixel has only been brushed by a neighbour's vector.
-    known = weight > 0.1
+    """Weighted mean where there is weight, a coarser level's where there is not.
+
+    Always goes down to one pixel: to stop early would wait for the device.
+    """
+    mean = torch.where(weight > 1e-6, sums / weight.clamp(min=1e-6), 0.0)
     height, width = weight.shape[-2:]
-    if bool(known.all()) or (height == 1 and width == 1):
-        return torch.where(weight > 1e-6, mean, 0.0)
+    if height == 1 and width == 1:
+        return mean
+    # The area's weight is its best pixels', not their mean: one vector fills a large hole.
+    weight = weight.clamp(max=1.0)
     coarse = _fill(
-        F.avg_pool2d(sums, 2, ceil_mode=True, count_include_pad=False),
-        F.avg_pool2d(weight, 2, ceil_mode=True, count_include_pad=False),
+        4 * F.avg_pool2d(mean * weight, 2, ceil_mode=True),
+        4 * F.avg_pool2d(weight, 2, ceil_mode=True),
     )
     coarse = F.interpolate(coarse, size=(height, width), mode='nearest')
-    return torch.where(known, mean, coarse)
+    # Below this a pixel has only been brushed by a neighbour's vector.
+    return torch.where(weight > 0.1, mean, coarse)
 
 
 def upsample_flow(flow: torch.Tensor, factor: int) -> torch.Tensor:
