@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# For builds against the ROS wheels only: pass -DCMAKE_PROJECT_daflow_ros_INCLUDE=<this file>.
+#
+# The CMake targets that the wheels export name include folders of the machine the wheels were
+# built on, and CMake refuses an imported target whose include folders do not exist. Once the
+# directory is configured (deferred call) the absolute folders that do not exist are dropped from
+# every imported target. A distribution's targets are right, so it never passes this file.
+
+function(_daflow_drop_missing_include_directories)
+  get_property(targets DIRECTORY PROPERTY IMPORTED_TARGETS)
+  foreach(target IN LISTS targets)
+    get_target_property(folders ${target} INTERFACE_INCLUDE_DIRECTORIES)
+    if(NOT folders)
+      continue()
+    endif()
+    set(kept)
+    foreach(folder IN LISTS folders)
+      # Generator expressions are kept as they are.
+      if(folder MATCHES "\\$<" OR NOT IS_ABSOLUTE "${folder}" OR EXISTS "${folder}")
+        list(APPEND kept "${folder}")
+      endif()
+    endforeach()
+    set_target_properties(${target} PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${kept}")
+  endforeach()
+endfunction()
+
+cmake_language(DEFER CALL _daflow_drop_missing_include_directories)
