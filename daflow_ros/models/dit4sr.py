@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+DiT4SR, the restoration transformer whose features DA-Flow uses (DA-Flow, sections 3.1 and 3.2).
+
+SD3.5's MM-DiT with a third stream: tokens of the noisy latent ("HQ"), of the degraded image's
+latent ("LQ") and of the text. HQ and LQ tokens share every projection; the LQ ones pass through
+additional `*_control` layers. Source: "DiT4SR: Taming Diffusion Transformer for Real-World Image
+Super-Resolution" and its public checkpoints, whose parameter names are kept.
+
+Shapes: latents (B F, C, H', W'); tokens T = (H' / patch) * (W' / patch), any aspect ratio;
+hidden states (B F, 2 T, width), HQ first. F frames of a clip are adjacent in the batch and meet
+only in the attention (`lifting.py`).
+
+The weights carry a quirk that has to be reproduced: the LQ keys are the HQ keys, normalised a
+second time, and `to_k_control` is dead (`lq_keys='hq'`). A network trained from nothing may use
+what was evidently meant, keys of the LQ tokens themselves (`lq_keys='own'`).
+
+Parameters of the checkpoints that nothing reads are dropped on loading: `to_k_control` (with
+`lq_keys='hq'`) and the text projections of `attn2`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.activations import GELU
+from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.normalization import (
+    AdaLayerNormContinuous,
+    AdaLayerNormZero,
+    RMSNorm,
+    SD35AdaLayerNormZeroX,
+)
+from torch import nn
+
+from daflow_ros.models.lifting import lifted_attention
+
+
+@dataclass
+class DiT4SROutput:
+    """
+    What one pass returns.
+
+    sample : (B F, out_channels, H', W'), the predicted velocity; None where the pass stopped at
+        the last tap.
+    queries, keys : layer -> (B F, heads, T, head_dim), of the HQ stream, after the RMS norm,
+        before lifting.
+    """
+
+    sample: torch.Tensor | None
+    queries: dict[int, torch.Tensor] = field(default_factory=dict)
+    keys: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+class FeedForward(nn.Module):
+    """MLP of the text stream: (B, L, width) -> (B, L, width), hidden width 4 x."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList(
+            [GELU(width, 4 * width, approximate='tanh'), nn.Identity(), nn.Linear(4 * width, width)]
+        )
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.net[2](self.net[0](tokens))
+
+
+class ControlFeedForward(FeedForward):
+    """MLP of HQ and LQ; a depthwise 3x3 of the hidden LQ map is added to the hidden HQ."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        hidden = 4 * width
+        self.control_conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+
+    def forward(  # type: ignore[override]
+        self, tokens: torch.Tensor, grid: tuple[int, int], control_scale: float, hq_only: bool
+    ) -> torch.Tensor:
+        hidden = self.net[0](tokens)
+        hq, lq = hidden.chunk(2, dim=1)
+        batch, count, channels = lq.shape
+        image = lq.reshape(batch, *grid, channels).permute(0, 3, 1, 2)
+        control = self.control_conv(image).permute(0, 2, 3, 1).reshape(batch, count, channels)
+        hq = hq + control_scale * control
+        return self.net[2](hq if hq_only else torch.cat([hq, lq], dim=1))
+
+
+class ControlAttention(nn.Module):
+    """Attention over HQ, LQ and, where `text` is set, the text tokens of all frames."""
+
+    def __init__(
+        self, heads: int, head_dim: int, text: bool, text_out: bool, lq_keys: str
+    ) -> None:
+        super().__init__()
+        width = heads * head_dim
+        self.heads = heads
+        self.norm_q = RMSNorm(head_dim, eps=1e-6)
+        self.norm_k = RMSNorm(head_dim, eps=1e-6)
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_q_control = nn.Linear(width, width)
+        self.to_k_control = nn.Linear(width, width) if lq_keys == 'own' else None
+        self.to_v_control = nn.Linear(width, width)
+        self.to_out_control = nn.Linear(width, width)
+        if text:
+            self.add_q_proj = nn.Linear(width, width)
+            self.add_k_proj = nn.Linear(width, width)
+            self.add_v_proj = nn.Linear(width, width)
+            self.norm_added_q = RMSNorm(head_dim, eps=1e-6)
+            self.norm_added_k = RMSNorm(head_dim, eps=1e-6)
+        self.to_add_out = nn.Linear(width, width) if text and text_out else None
+
+    def _split(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.unflatten(-1, (self.heads, -1))
+
+    def hq_query_key(self, hq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Query and key of the HQ tokens alone: (B, T, width) -> 2 x (B, T, heads, head_dim)."""
+        query = self.norm_q(self._split(self.to_q(hq)))
+        return query, self.norm_k(self._split(self.to_k(hq)))
+
+    def forward(
+        self, tokens: torch.Tensor, text: torch.Tensor | None, num_frames: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """
+        Attend.
+
+        Parameters
+        ----------
+        tokens : (B F, 2 T, width), HQ then LQ, normalised and modulated.
+        text : (B F, L, width) or None.
+        num_frames : F.
+
+        Returns
+        -------
+        tokens, text (None without its output projection), HQ query, HQ key (B F, T, heads, D).
+
+        """
+        count = tokens.shape[1] // 2
+        hq, lq = tokens[:, :count], tokens[:, count:]
+        q_hq, k_hq = self.hq_query_key(hq)
+        v_hq = self._split(self.to_v(hq))
+        q_lq = self.norm_q(self._split(self.to_q_control(self.to_q(lq))))
+        v_lq = self._split(self.to_v_control(self.to_v(lq)))
+        if self.to_k_control is None:
+            k_lq = self.norm_k(k_hq)
+        else:
+            k_lq = self.norm_k(self._split(self.to_k_control(self.to_k(lq))))
+        queries, keys, values = [q_hq, q_lq], [k_hq, k_lq], [v_hq, v_lq]
+        if text is not None:
+            queries.append(self.norm_added_q(self._split(self.add_q_proj(text))))
+            keys.append(self.norm_added_k(self._split(self.add_k_proj(text))))
+            values.append(self._split(self.add_v_proj(text)))
+        out = lifted_attention(
+            torch.cat(queries, 1), torch.cat(keys, 1), torch.cat(values, 1), num_frames
+        )
+        out_hq, out_lq, out_text = out[:, :count], out[:, count : 2 * count], out[:, 2 * count :]
+        out = torch.cat([self.to_out[0](out_hq), self.to_out_control(out_lq + lq)], dim=1)
+        text_out = None if self.to_add_out is None else self.to_add_out(out_text)
+        return out, text_out, q_hq, k_hq
+
+
+class DiT4SRBlock(nn.Module):
+    """One MM-DiT block: adaptive norms, joint attention, optional second attention, MLPs."""
+
+    def __init__(
+        self, heads: int, head_dim: int, dual_attention: bool, last: bool, lq_keys: str
+    ) -> None:
+        super().__init__()
+        width = heads * head_dim
+        self.last = last
+        self.norm1 = SD35AdaLayerNormZeroX(width) if dual_attention else AdaLayerNormZero(width)
+        if last:
+            self.norm1_context: nn.Module = AdaLayerNormContinuous(
+                width, width, elementwise_affine=False, eps=1e-6
+            )
+        else:
+            self.norm1_context = AdaLayerNormZero(width)
+        self.attn = ControlAttention(heads, head_dim, True, not last, lq_keys)
+        self.attn2 = (
+            ControlAttention(heads, head_dim, False, False, lq_keys) if dual_attention else None
+        )
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.ff = ControlFeedForward(width)
+        self.norm2_context = (
+            None if last else nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        )
+        self.ff_context = None if last else FeedForward(width)
+
+    def hq_query_key(
+        self, tokens: torch.Tensor, temb: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tap only: norm1 and the query and key projections of the HQ half of `tokens`."""
+        hq = tokens[:, : tokens.shape[1] // 2]
+        return self.attn.hq_query_key(self.norm1(hq, emb=temb)[0])
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        text: torch.Tensor,
+        temb: torch.Tensor,
+        grid: tuple[int, int],
+        num_frames: int,
+        control_scale: float,
+        hq_only: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Run the block; with `hq_only` only the HQ tokens come back (nothing reads the others).
+
+        Returns tokens, text, HQ query, HQ key (B F, T, heads, head_dim).
+        """
+        if self.attn2 is not None:
+            normed, gate, shift_mlp, scale_mlp, gate_mlp, normed2, gate2 = self.norm1(
+                tokens, emb=temb
+            )
+        else:
+            normed, gate, shift_mlp, scale_mlp, gate_mlp = self.norm1(tokens, emb=temb)
+        if self.last:
+            normed_text = self.norm1_context(text, temb)
+        else:
+            normed_text, text_gate, text_shift, text_scale, text_gate_mlp = self.norm1_context(
+                text, emb=temb
+            )
+        attended, attended_text, query, key = self.attn(normed, normed_text, num_frames)
+        tokens = tokens + gate[:, None] * attended
+        if self.attn2 is not None:
+            tokens = tokens + gate2[:, None] * self.attn2(normed2, None, num_frames)[0]
+        normed = self.norm2(tokens) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
+        if hq_only:
+            tokens = tokens[:, : tokens.shape[1] // 2]
+        tokens = tokens + gate_mlp[:, None] * self.ff(normed, grid, control_scale, hq_only)
+        if not (hq_only or self.norm2_context is None or self.ff_context is None):
+            text = text + text_gate[:, None] * attended_text
+            normed_text = self.norm2_context(text) * (1 + text_scale[:, None])
+            text = text + text_gate_mlp[:, None] * self.ff_context(
+                normed_text + text_shift[:, None]
+            )
+        return tokens, text, query, key
+
+
+class DiT4SRTransformer(ModelMixin, ConfigMixin):
+    """
+    The DiT4SR denoiser, lifted to F frames; the defaults are the published size.
+
+    Parameters
+    ----------
+    sample_size : latent side that the position grid is normalised to.
+    patch_size, in_channels, out_channels : of the latents (out_channels None: as in_channels).
+    num_layers, num_attention_heads, attention_head_dim : blocks; width = heads * head_dim.
+    joint_attention_dim, pooled_projection_dim : widths of the text tokens and the pooled text.
+    caption_projection_dim : has to equal the width.
+    pos_embed_max_size : tokens a side that positions exist for.
+    dual_attention_layers : blocks with the second attention over HQ and LQ.
+    qk_norm : 'rms_norm', the only one that DiT4SR has.
+    control_scale : weight of the convolved LQ hidden state in the MLP; upstream 1.0 in training,
+        1.2 at inference.
+    lq_keys : 'hq' (the checkpoints' quirk) or 'own'.
+
+    Raises
+    ------
+    ValueError : a configuration that is not a DiT4SR.
+
+    """
+
+    _keys_to_ignore_on_load_unexpected = [
+        r'\.to_k_control\.',
+        r'\.attn2\.add_[qkv]_proj\.',
+        r'\.attn2\.to_add_out\.',
+        r'\.attn2\.norm_added_[qk]\.',
+    ]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 128,
+        patch_size: int = 2,
+        in_channels: int = 16,
+        num_layers: int = 24,
+        attention_head_dim: int = 64,
+        num_attention_heads: int = 24,
+        joint_attention_dim: int = 4096,
+        caption_projection_dim: int = 1536,
+        pooled_projection_dim: int = 2048,
+        out_channels: int | None = None,
+        pos_embed_max_size: int = 384,
+        dual_attention_layers: Sequence[int] = tuple(range(13)),
+        qk_norm: str | None = 'rms_norm',
+        control_scale: float = 1.0,
+        lq_keys: str = 'hq',
+    ) -> None:
+        super().__init__()
+        width = num_attention_heads * attention_head_dim
+        if width < 4 or width % 4:
+            raise ValueError(f'width {width} (heads x head_dim) must be a positive multiple of 4')
+        if caption_projection_dim != width:
+            raise ValueError(
+                f'caption_projection_dim {caption_projection_dim} must equal the width {width}'
+                f' = {num_attention_heads} heads x {attention_head_dim}'
+            )
+        if qk_norm != 'rms_norm':
+            raise ValueError(f"qk_norm must be 'rms_norm', not {qk_norm!r}")
+        if lq_keys not in ('hq', 'own'):
+            raise ValueError(f"lq_keys must be 'hq' or 'own', not {lq_keys!r}")
+        if num_layers < 1 or any(not 0 <= i < num_layers for i in dual_attention_layers):
+            raise ValueError(
+                f'dual_attention_layers {tuple(dual_attention_layers)} must lie in'
+                f' 0..{num_layers - 1}'
+            )
+        if sample_size % patch_size or sample_size < patch_size:
+            raise ValueError(f'sample_size {sample_size} must be a multiple of patch {patch_size}')
+        self.width = width
+        self.out_channels = in_channels if out_channels is None else out_channels
+        self.pos_embed = PatchEmbed(
+            height=sample_size,
+            width=sample_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            embed_dim=width,
+            pos_embed_max_size=pos_embed_max_size,
+        )
+        self.time_text_embed = CombinedTimestepTextProjEmbeddings(
+            embedding_dim=width, pooled_projection_dim=pooled_projection_dim
+        )
+        self.context_embedder = nn.Linear(joint_attention_dim, caption_projection_dim)
+        self.transformer_blocks = nn.ModuleList(
+            DiT4SRBlock(
+                num_attention_heads,
+                attention_head_dim,
+                dual_attention=i in dual_attention_layers,
+                last=i == num_layers - 1,
+                lq_keys=lq_keys,
+            )
+            for i in range(num_layers)
+        )
+        self.norm_out = AdaLayerNormContinuous(width, width, elementwise_affine=False, eps=1e-6)
+        self.proj_out = nn.Linear(width, patch_size * patch_size * self.out_channels)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        lq: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        pooled_projections: torch.Tensor,
+        timestep: torch.Tensor,
+        num_frames: int = 1,
+        taps: Sequence[int] = (),
+        stop_after_last_tap: bool = True,
+        control_scale: float | None = None,
+    ) -> DiT4SROutput:
+        """
+        Predict the velocity of the noisy latent and tap queries and keys on the way.
+
+        Parameters
+        ----------
+        hidden_states : (B F, in_channels, H', W') noisy latent.
+        lq : (B F, in_channels, H', W') latent of the degraded frames.
+        encoder_hidden_states : (B F or 1, L, joint_attention_dim) text tokens, L >= 1.
+        pooled_projections : (B F or 1, pooled_projection_dim).
+        timestep : (B F,) or (1,), 1000 x sigma.
+        num_frames : F; the frames of a clip are adjacent in the batch.
+        taps : layers, 0-based, whose HQ queries and keys are returned.
+        stop_after_last_tap : with taps, run nothing that the last tap does not need: its block
+            ends at norm1 and the two projections, and there is no `sample`.
+        control_scale : overrides the configuration's.
+
+        Raises
+        ------
+        ValueError : shapes that do not fit each other, or taps outside the network.
+
+        """
+        batch, _, height, width = hidden_states.shape
+        patch = self.config.patch_size
+        layers = len(self.transformer_blocks)
+        if lq.shape != hidden_states.shape:
+            raise ValueError(f'lq {tuple(lq.shape)} against noise {tuple(hidden_states.shape)}')
+        if height % patch or width % patch:
+            raise ValueError(f'latent {height} x {width} does not divide by the patch {patch}')
+        if any(not 0 <= i < layers for i in taps):
+            raise ValueError(f'taps {tuple(taps)} must lie in 0..{layers - 1}')
+        if control_scale is None:
+            control_scale = self.config.control_scale
+        grid = (height // patch, width // patch)
+        text = self.context_embedder(encoder_hidden_states).expand(batch, -1, -1)
+        temb = self.time_text_embed(
+            timestep.expand(batch), pooled_projections.expand(batch, -1)
+        )
+        tokens = torch.cat([self.pos_embed(hidden_states), self.pos_embed(lq)], dim=1)
+        stop = max(taps) if taps and stop_after_last_tap else layers
+        out = DiT4SROutput(None)
+        for i, block in enumerate(self.transformer_blocks):
+            if i == stop:
+                # Reached only if the previous block did not run (a tap on block 0): HQ is half.
+                query, key = block.hq_query_key(tokens, temb)
+            else:
+                tokens, text, query, key = block(
+                    tokens,
+                    text,
+                    temb,
+                    grid,
+                    num_frames,
+                    control_scale,
+                    hq_only=i + 1 in (stop, layers),
+                )
+            if i in taps:
+                out.queries[i] = query.transpose(1, 2)
+                out.keys[i] = key.transpose(1, 2)
+            if i == stop:
+                return out
+        tokens = self.proj_out(self.norm_out(tokens, temb))
+        tokens = tokens.reshape(batch, *grid, patch, patch, self.out_channels)
+        out.sample = tokens.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, height, width)
+        return out
