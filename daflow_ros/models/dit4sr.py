@@ -89,12 +89,10 @@ class ControlFeedForward(FeedForward):
         return self.net[2](hq if hq_only else torch.cat([hq, lq], dim=1))
 
 
-class ControlAttention(nn.Module):
-    """Attention over HQ, LQ and, where `text` is set, the text tokens of all frames."""
+class TapAttention(nn.Module):
+    """The part of an attention layer that a tap reads: normed query and key projections."""
 
-    def __init__(
-        self, heads: int, head_dim: int, text: bool, text_out: bool, lq_keys: str
-    ) -> None:
+    def __init__(self, heads: int, head_dim: int) -> None:
         super().__init__()
         width = heads * head_dim
         self.heads = heads
@@ -102,6 +100,24 @@ class ControlAttention(nn.Module):
         self.norm_k = RMSNorm(head_dim, eps=1e-6)
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
+
+    def _split(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.unflatten(-1, (self.heads, -1))
+
+    def hq_query_key(self, hq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Query and key of the HQ tokens alone: (B, T, width) -> 2 x (B, T, heads, head_dim)."""
+        query = self.norm_q(self._split(self.to_q(hq)))
+        return query, self.norm_k(self._split(self.to_k(hq)))
+
+
+class ControlAttention(TapAttention):
+    """Attention over HQ, LQ and, where `text` is set, the text tokens of all frames."""
+
+    def __init__(
+        self, heads: int, head_dim: int, text: bool, text_out: bool, lq_keys: str
+    ) -> None:
+        super().__init__(heads, head_dim)
+        width = heads * head_dim
         self.to_v = nn.Linear(width, width)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
         self.to_q_control = nn.Linear(width, width)
@@ -115,14 +131,6 @@ class ControlAttention(nn.Module):
             self.norm_added_q = RMSNorm(head_dim, eps=1e-6)
             self.norm_added_k = RMSNorm(head_dim, eps=1e-6)
         self.to_add_out = nn.Linear(width, width) if text and text_out else None
-
-    def _split(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens.unflatten(-1, (self.heads, -1))
-
-    def hq_query_key(self, hq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Query and key of the HQ tokens alone: (B, T, width) -> 2 x (B, T, heads, head_dim)."""
-        query = self.norm_q(self._split(self.to_q(hq)))
-        return query, self.norm_k(self._split(self.to_k(hq)))
 
     def forward(
         self, tokens: torch.Tensor, text: torch.Tensor | None, num_frames: int
@@ -165,6 +173,22 @@ class ControlAttention(nn.Module):
         return out, text_out, q_hq, k_hq
 
 
+class TapBlock(nn.Module):
+    """What remains of the last tapped block where nothing after it ever runs."""
+
+    def __init__(self, heads: int, head_dim: int, dual_attention: bool) -> None:
+        super().__init__()
+        width = heads * head_dim
+        self.norm1 = SD35AdaLayerNormZeroX(width) if dual_attention else AdaLayerNormZero(width)
+        self.attn = TapAttention(heads, head_dim)
+
+    def hq_query_key(
+        self, hq: torch.Tensor, temb: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tap only: norm1 and the query and key projections of the HQ tokens (B F, T, width)."""
+        return self.attn.hq_query_key(self.norm1(hq, emb=temb)[0])
+
+
 class DiT4SRBlock(nn.Module):
     """One MM-DiT block: adaptive norms, joint attention, optional second attention, MLPs."""
 
@@ -193,10 +217,9 @@ class DiT4SRBlock(nn.Module):
         self.ff_context = None if last else FeedForward(width)
 
     def hq_query_key(
-        self, tokens: torch.Tensor, temb: torch.Tensor
+        self, hq: torch.Tensor, temb: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tap only: norm1 and the query and key projections of the HQ half of `tokens`."""
-        hq = tokens[:, : tokens.shape[1] // 2]
+        """Tap only: norm1 and the query and key projections of the HQ tokens (B F, T, width)."""
         return self.attn.hq_query_key(self.norm1(hq, emb=temb)[0])
 
     def forward(
@@ -260,6 +283,8 @@ class DiT4SRTransformer(ModelMixin, ConfigMixin):
     control_scale : weight of the convolved LQ hidden state in the MLP; upstream 1.0 in training,
         1.2 at inference.
     lq_keys : 'hq' (the checkpoints' quirk) or 'own'.
+    truncate_at : keep nothing that taps up to this layer do not need (such a network cannot
+        denoise); None keeps all.
 
     Raises
     ------
@@ -290,8 +315,9 @@ class DiT4SRTransformer(ModelMixin, ConfigMixin):
         pos_embed_max_size: int = 384,
         dual_attention_layers: Sequence[int] = tuple(range(13)),
         qk_norm: str | None = 'rms_norm',
-        control_scale: float = 1.0,
+        control_scale: float = 1.2,
         lq_keys: str = 'hq',
+        truncate_at: int | None = None,
     ) -> None:
         super().__init__()
         width = num_attention_heads * attention_head_dim
@@ -327,18 +353,47 @@ class DiT4SRTransformer(ModelMixin, ConfigMixin):
             embedding_dim=width, pooled_projection_dim=pooled_projection_dim
         )
         self.context_embedder = nn.Linear(joint_attention_dim, caption_projection_dim)
+        if truncate_at is not None and not 0 <= truncate_at < num_layers:
+            raise ValueError(f'truncate_at {truncate_at} must lie in 0..{num_layers - 1}')
+        heads, head_dim = num_attention_heads, attention_head_dim
         self.transformer_blocks = nn.ModuleList(
-            DiT4SRBlock(
-                num_attention_heads,
-                attention_head_dim,
-                dual_attention=i in dual_attention_layers,
-                last=i == num_layers - 1,
-                lq_keys=lq_keys,
-            )
-            for i in range(num_layers)
+            DiT4SRBlock(heads, head_dim, i in dual_attention_layers, i == num_layers - 1, lq_keys)
+            for i in range(num_layers if truncate_at is None else truncate_at)
         )
+        if truncate_at is not None:
+            dual = truncate_at in dual_attention_layers
+            self.transformer_blocks.append(TapBlock(heads, head_dim, dual))
+            return
         self.norm_out = AdaLayerNormContinuous(width, width, elementwise_affine=False, eps=1e-6)
         self.proj_out = nn.Linear(width, patch_size * patch_size * self.out_channels)
+
+    def initialise(self) -> None:
+        """
+        Initial weights for training from nothing (upstream starts from SD3.5 instead).
+
+        An ordinary pre-norm transformer: modulation starts as the identity with every gate at 1,
+        linear layers Xavier, outputs onto the residual scaled by 1 / sqrt(2 x layers), the last
+        projection at zero.
+        """
+        scale = (2 * len(self.transformer_blocks)) ** -0.5
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+                if name.endswith(('to_out.0', 'to_out_control', 'to_add_out', 'net.2')):
+                    module.weight.data.mul_(scale)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, (AdaLayerNormZero, SD35AdaLayerNormZeroX)):
+                nn.init.zeros_(module.linear.weight)
+                parts = module.linear.bias.data.chunk(len(module.linear.bias) // self.width)
+                for part in (parts[2], parts[5], *parts[8:]):  # gates, after shift and scale
+                    part.fill_(1.0)
+            elif isinstance(module, AdaLayerNormContinuous):
+                nn.init.zeros_(module.linear.weight)
+        if self.config.truncate_at is None:
+            nn.init.zeros_(self.proj_out.weight)
 
     def forward(
         self,
@@ -391,11 +446,12 @@ class DiT4SRTransformer(ModelMixin, ConfigMixin):
         )
         tokens = torch.cat([self.pos_embed(hidden_states), self.pos_embed(lq)], dim=1)
         stop = max(taps) if taps and stop_after_last_tap else layers
+        if self.config.truncate_at is not None and stop == layers:
+            raise ValueError('a truncated network only taps: pass taps, stop_after_last_tap=True')
         out = DiT4SROutput(None)
         for i, block in enumerate(self.transformer_blocks):
             if i == stop:
-                # Reached only if the previous block did not run (a tap on block 0): HQ is half.
-                query, key = block.hq_query_key(tokens, temb)
+                query, key = block.hq_query_key(tokens[:, : grid[0] * grid[1]], temb)
             else:
                 tokens, text, query, key = block(
                     tokens,
