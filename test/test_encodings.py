@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import cv2
-from daflow_ros.datasets.encodings import (
-    decode_compressed,
-    decode_image,
-    ENCODINGS,
-    image_array,
-    MalformedImageError,
-    to_rgb,
-    UnknownEncodingError,
-)
 import numpy as np
 import pytest
+
+from daflow_ros.datasets.encodings import (
+    ENCODINGS,
+    MalformedImageError,
+    UnknownEncodingError,
+    decode_compressed,
+    decode_image,
+    image_array,
+    to_rgb,
+)
 
 HEIGHT, WIDTH = 12, 16
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Decode what cameras put on the wire into RGB, without ROS.
+"""Decode what cameras put on the wire into RGB, without ROS.
 
 The functions take any object that has the attributes of ``sensor_msgs/Image`` or
 ``sensor_msgs/CompressedImage``: a message of rclpy, one that was read from a recording, or a plain
@@ -9,7 +8,7 @@ stand-in. Encoding names are those of ``sensor_msgs/image_encodings.hpp``.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,24 +33,6 @@ class MalformedImageError(EncodingError):
 
 class UnknownEncodingError(EncodingError):
     """An encoding that is unknown or has no meaning as a camera picture (depth, labels)."""
-
-
-class ImageLike(Protocol):
-    """What ``sensor_msgs/Image`` offers."""
-
-    height: Any
-    width: Any
-    encoding: Any
-    is_bigendian: Any
-    step: Any
-    data: Any
-
-
-class CompressedImageLike(Protocol):
-    """What ``sensor_msgs/CompressedImage`` offers."""
-
-    format: Any
-    data: Any
 
 
 # Name: (dtype, channels, conversion to RGB). A conversion is an OpenCV code, or None where the
@@ -116,17 +97,19 @@ def _layout(encoding: str) -> tuple[np.dtype[Any], int]:
     raise UnknownEncodingError(f'unknown image encoding {encoding!r}')
 
 
-def image_array(message: ImageLike) -> NDArray[Any]:
-    """
-    View the pixels of a ``sensor_msgs/Image`` in their own encoding.
+def image_array(message: Any) -> NDArray[Any]:
+    """View the pixels of a ``sensor_msgs/Image`` in their own encoding.
 
     Padding at the end of rows is skipped and big-endian samples are brought to the byte order of
     this machine. No copy is made where none is needed: the result may be read-only.
 
-    :returns: (H, W) or (H, W, C) of the encoding's type; the planar nv12 and nv21 as
+    Returns:
+        (H, W) or (H, W, C) of the encoding's type; the planar nv12 and nv21 as
         (H * 3 / 2, W), nv24 as (H * 3, W).
-    :raises MalformedImageError: zero or absurd size, row shorter than its pixels, short data.
-    :raises UnknownEncodingError: an encoding that is in no table.
+
+    Raises:
+        MalformedImageError: zero or absurd size, row shorter than its pixels, short data.
+        UnknownEncodingError: an encoding that is in no table.
     """
     height, width, step = int(message.height), int(message.width), int(message.step)
     encoding = str(message.encoding)
@@ -166,31 +149,36 @@ def image_array(message: ImageLike) -> NDArray[Any]:
 
 
 def to_rgb(array: NDArray[Any], encoding: str) -> NDArray[np.uint8]:
-    """
-    Convert an image from its own encoding to RGB.
+    """Convert an image from its own encoding to RGB.
 
     16-bit samples are scaled by the whole range of their type (65535 becomes 255), the same for
     every frame, so that brightness stays comparable across a pair. ``8UC3`` and its like are read
     as BGR, which is what OpenCV programs publish under that name. YUV is BT.601, video range.
 
-    :param array: as :func:`image_array` returns it.
-    :returns: uint8 (H, W, 3) RGB, a contiguous array of its own.
-    :raises UnknownEncodingError: an encoding without meaning as a picture, such as 32FC1.
-    :raises MalformedImageError: YUV 4:2:2 of odd width, Bayer below 2x2.
+    Args:
+        array: as :func:`image_array` returns it.
+        encoding: one of :data:`ENCODINGS`.
+
+    Returns:
+        uint8 (H, W, 3) RGB, a contiguous array of its own.
+
+    Raises:
+        UnknownEncodingError: an encoding without meaning as a picture, such as 32FC1.
+        MalformedImageError: YUV 4:2:2 of odd width, Bayer below 2x2.
     """
     if encoding not in _PACKED and encoding not in _PLANAR:
         raise UnknownEncodingError(f'encoding {encoding!r} is not that of a camera picture')
     code = _PACKED[encoding][2] if encoding in _PACKED else _PLANAR[encoding][2]
     try:
-        if encoding == 'nv24':
+        if code is None:
+            rgb = np.array(array)
+        elif encoding == 'nv24':
             # 4:4:4 is the 4:2:0 of an image of twice the size with every luma sample repeated.
             rows, width = array.shape
             height = rows // 3
             luma = array[:height].repeat(2, axis=0).repeat(2, axis=1)
             chroma = array[height:].reshape(height, 2 * width)
             rgb = cv2.cvtColor(np.concatenate([luma, chroma]), code)[::2, ::2]
-        elif code is None:
-            rgb = np.array(array)
         else:
             rgb = cv2.cvtColor(np.ascontiguousarray(array), code)
     except cv2.error as error:
@@ -201,11 +189,11 @@ def to_rgb(array: NDArray[Any], encoding: str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(rgb, dtype=np.uint8)
 
 
-def decode_image(message: ImageLike) -> NDArray[np.uint8]:
-    """
-    Decode a ``sensor_msgs/Image`` to uint8 (H, W, 3) RGB.
+def decode_image(message: Any) -> NDArray[np.uint8]:
+    """Decode a ``sensor_msgs/Image`` to uint8 (H, W, 3) RGB.
 
-    :raises MalformedImageError, UnknownEncodingError: see :func:`image_array`, :func:`to_rgb`.
+    Raises:
+        MalformedImageError, UnknownEncodingError: see :func:`image_array`, :func:`to_rgb`.
     """
     encoding = str(message.encoding)
     if encoding not in _PACKED and encoding not in _PLANAR:
@@ -219,15 +207,17 @@ def _ends_as_jpeg(data: NDArray[np.uint8]) -> bool:
     return data.tobytes().rstrip(b'\0')[-16:].find(b'\xff\xd9') >= 0
 
 
-def decode_compressed(message: CompressedImageLike) -> NDArray[np.uint8]:
-    """
-    Decode a ``sensor_msgs/CompressedImage`` (JPEG, PNG and what else OpenCV reads) to RGB.
+def decode_compressed(message: Any) -> NDArray[np.uint8]:
+    """Decode a ``sensor_msgs/CompressedImage`` (JPEG, PNG and what else OpenCV reads) to RGB.
 
     A Bayer or 16-bit picture keeps its meaning through the ``format`` that image_transport writes
     (``'bayer_rggb8; jpeg compressed'``).
 
-    :returns: uint8 (H, W, 3) RGB.
-    :raises MalformedImageError: empty or corrupt data.
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        MalformedImageError: empty or corrupt data.
     """
     data = np.frombuffer(message.data, dtype=np.uint8)
     if data.size == 0:
