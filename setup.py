@@ -43,7 +43,7 @@ class BuildWithCMake(build_py):
             package,
             Path(self.build_lib) / NAME,
             dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns('__pycache__'),
+            ignore=shutil.ignore_patterns('__pycache__', '*.c'),
         )
         files = {}
         for path in sorted([*stage.glob('lib/*.so*'), *stage.glob(f'lib/{NAME}/*')]):

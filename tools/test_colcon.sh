@@ -1,0 +1,30 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Usage: tools/test_colcon.sh VENV [PYTEST_OPTION...]
+# colcon build and colcon test in a temporary workspace against the ROS wheels of the environment.
+# Without options the tests that concern the installed package are run; all of them are run by
+# pytest (make test) and by colcon test in a workspace of yours.
+set -eu
+venv=$(cd "$1" && pwd)
+shift
+[ $# -gt 0 ] || set -- -k 'package or node or launch'
+root=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+export AMENT_PREFIX_PATH="$venv" CMAKE_PREFIX_PATH="$venv" PATH="$venv/bin:$PATH"
+export COLCON_LOG_PATH="$work/log"
+
+colcon build --paths "$root" --event-handlers console_cohesion+ --cmake-args \
+  -DPython3_EXECUTABLE="$venv/bin/python" \
+  -DCMAKE_PROJECT_daflow_ros_INCLUDE="$root/cmake/wheel_prefix.cmake" >build.log 2>&1 ||
+  { cat build.log; exit 1; }
+for file in lib/daflow_ros/daflow_node share/daflow_ros/config/fastdds.xml; do
+  test -f "install/daflow_ros/$file" || { echo "colcon did not install $file"; exit 1; }
+done
+for option; do
+  quoted="${quoted-} '$option'"
+done
+PYTEST_ADDOPTS="$quoted" colcon test --paths "$root" --event-handlers console_direct+ \
+  --return-code-on-test-failure
+colcon test-result --verbose
