@@ -257,15 +257,18 @@ class CorrelationPyramid:
         b, _, h, w = fmap1.shape
         self.shape = (b, h, w)
         self.radius = radius
-        volume = torch.matmul(fmap1.flatten(2).transpose(1, 2) * scale, fmap2.flatten(2))
-        self.volume = volume.float()  # (B, hw, hw)
-        maps = self.volume.reshape(b * h * w, 1, h, w)
-        self.pyramid = [maps]
-        for _ in range(levels - 1):
-            # Small images run out of cells: repeat the last level rather than fail.
-            if min(maps.shape[-2:]) >= 2:
-                maps = F.avg_pool2d(maps, 2, stride=2)
-            self.pyramid.append(maps)
+        query = fmap1.flatten(2).transpose(1, 2) * scale
+        self.pyramid: list[Tensor] = []
+        for level in range(levels):
+            # The mean of correlations is the correlation with the mean: pooling the features is
+            # RAFT's pooled volume at a fraction of its memory traffic. Small images run out of
+            # cells: repeat the last level rather than fail.
+            if level and min(fmap2.shape[-2:]) >= 2:
+                fmap2 = F.avg_pool2d(fmap2, 2, stride=2)
+            volume = torch.matmul(query, fmap2.flatten(2)).float()
+            if level == 0:
+                self.volume = volume  # (B, hw, hw)
+            self.pyramid.append(volume.reshape(b * h * w, 1, *fmap2.shape[-2:]))
         r = torch.arange(-radius, radius + 1, device=fmap1.device, dtype=torch.float32)
         # The official code adds (dy, dx) to (x, y): the channel order is part of the weights.
         dy, dx = torch.meshgrid(r, r, indexing='ij')

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks as estimators: device, precision, padding, coarse-to-fine start, checks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from daflow_ros.estimators.estimate import (
+    EstimatorError,
+    FlowEstimate,
+    check_initial_flow,
+    check_pair,
+)
+from daflow_ros.flow.padding import InputPadder
+from daflow_ros.models.raft import FlowOutput
+
+DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+#: The confidence published is the probability of an error below this many px (KITTI's outlier).
+CONFIDENCE_THRESHOLD = 3.0
+
+#: frames (1, F, 3, H, W) in [-1, 1], iterations, initial flow (1, 2, H/8, W/8) or None.
+Predict = Callable[[Tensor, int, Tensor | None], FlowOutput]
+
+
+def choose_device(device: str) -> torch.device:
+    """'auto' (CUDA where there is one), 'cpu', 'cuda' or 'cuda:N'.
+
+    Raises:
+        EstimatorError: a device that is not there.
+    """
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise EstimatorError(f'device {device!r} cannot be used: {error}') from error
+    return chosen
+
+
+def laplace_confidence(laplace: Tensor, threshold: float = CONFIDENCE_THRESHOLD) -> Tensor:
+    """P(|error| < threshold) of a mixture of two Laplace distributions (SEA-RAFT section 3.2).
+
+    Args:
+        laplace: ``(B, 3, H, W)``, two weight logits and log b1 (clamped to 0-10; log b2 = 0), or
+            ``(B, 4, H, W)`` with both log scales.
+        threshold: px.
+    """
+    weights = laplace[:, :2].softmax(dim=1)
+    b1 = laplace[:, 2].clamp(0, 10).exp()
+    return weights[:, 0] * (1 - torch.exp(-threshold / b1)) + weights[:, 1] * (
+        1 - torch.exp(laplace.new_tensor(-threshold))
+    )
+
+
+class NetworkEstimator:
+    """A torch network behind :class:`FlowEstimator`.
+
+    Args:
+        name: as in ``ESTIMATORS``.
+        network: in evaluation mode.
+        predict: how to run it.
+        revision: of its weights.
+        device: see :func:`choose_device`.
+        dtype: 'float32', 'float16' or 'bfloat16' (autocast).
+        iterations: default refinement iterations.
+        multiple: H and W are padded to this.
+        padding: 'centre' or 'bottom', see InputPadder.
+        pyramid: coarse-to-fine levels; 1 runs at full size alone, each further level starts from
+            one more halving of the image. Helps with large motion and, since halving averages
+            noise away, in bad weather; costs a third more at most.
+        coarse_iterations: refinement iterations at the coarser levels.
+        diffusion_steps: told in the estimate.
+
+    Raises:
+        EstimatorError: unknown dtype, device or counts out of range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        predict: Predict,
+        revision: str,
+        *,
+        device: str = 'auto',
+        dtype: str = 'float32',
+        iterations: int = 12,
+        multiple: int = 8,
+        padding: str = 'centre',
+        pyramid: int = 1,
+        coarse_iterations: int = 8,
+        diffusion_steps: int = 0,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise EstimatorError(f'dtype {dtype!r} is none of {", ".join(DTYPES)}')
+        if not 1 <= iterations <= 64 or not 1 <= pyramid <= 5 or coarse_iterations < 1:
+            raise EstimatorError(
+                'iterations must be 1 to 64, pyramid 1 to 5, coarse_iterations at least 1'
+            )
+        self._device = choose_device(device)
+        self.name = name
+        self.revision = revision
+        self.device = str(self._device)
+        self.default_iterations = iterations
+        self._network = network.to(self._device).eval()
+        self._predict = predict
+        self._dtype = DTYPES[dtype]
+        self._multiple = multiple
+        self._padding = padding
+        self._pyramid = pyramid
+        self._coarse_iterations = coarse_iterations
+        self._diffusion_steps = diffusion_steps
+
+    def _level(self, frames: Tensor, iterations: int, start: Tensor | None) -> FlowOutput:
+        """Run at one size; ``start`` and the result are at that size, unpadded."""
+        height, width = frames.shape[-2:]
+        padder = InputPadder(height, width, self._multiple, self._padding)
+        (padded,) = padder.pad(frames[0])
+        initial = None
+        if start is not None:
+            (start,) = padder.pad(start)
+            initial = F.avg_pool2d(start, 8) / 8
+        autocast = torch.autocast(
+            self._device.type, self._dtype, enabled=self._dtype is not torch.float32
+        )
+        with autocast:
+            output = self._predict(padded[None], iterations, initial)
+        flow = padder.unpad(output.flow.float())
+        laplace = None if output.laplace is None else padder.unpad(output.laplace.float())
+        return FlowOutput(flow, output.flows_low, laplace)
+
+    def _sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Sizes from coarse to fine; levels below 64 px are left out."""
+        sizes = [(height, width)]
+        for level in range(1, self._pyramid):
+            size = (round(height / 2**level), round(width / 2**level))
+            if min(size) < 64:
+                break
+            sizes.insert(0, size)
+        return sizes
+
+    @torch.inference_mode()
+    def estimate(
+        self,
+        image1: NDArray[np.uint8],
+        image2: NDArray[np.uint8],
+        *,
+        iterations: int | None = None,
+        initial_flow: NDArray[np.float32] | None = None,
+    ) -> FlowEstimate:
+        """See :class:`FlowEstimator`. With ``initial_flow`` only the full size is run."""
+        begin = time.perf_counter()
+        height, width = check_pair(image1, image2)
+        check_initial_flow(initial_flow, height, width)
+        count = self.default_iterations if iterations is None else iterations
+        if not 1 <= count <= 64:
+            raise EstimatorError(f'iterations must be 1 to 64, got {count}')
+        pair = np.stack([image1, image2])
+        frames = torch.from_numpy(pair).to(self._device).permute(0, 3, 1, 2).float()
+        frames = (2 * frames / 255 - 1)[None]
+        sizes = self._sizes(height, width)
+        start = None
+        if initial_flow is not None:
+            sizes = sizes[-1:]
+            start = torch.from_numpy(np.ascontiguousarray(initial_flow, dtype=np.float32))
+            start = start.to(self._device).permute(2, 0, 1)[None]
+        for size in sizes:
+            finest = size == (height, width)
+            level = frames if finest else F.interpolate(frames[0], size=size, mode='area')[None]
+            if start is not None and start.shape[-2:] != size:
+                ratio = start.new_tensor([size[1] / start.shape[-1], size[0] / start.shape[-2]])
+                start = F.interpolate(start, size=size, mode='bilinear', align_corners=False)
+                start = start * ratio[:, None, None]
+            output = self._level(level, count if finest else self._coarse_iterations, start)
+            start = output.flow
+        flow = output.flow[0].permute(1, 2, 0).cpu().numpy()
+        if not np.isfinite(flow).all():
+            raise EstimatorError(f'{self.name}: the flow is not finite ({self._dtype})')
+        confidence = None
+        if output.laplace is not None:
+            confidence = laplace_confidence(output.laplace)[0].clamp(0, 1).cpu().numpy()
+        return FlowEstimate(
+            np.ascontiguousarray(flow),
+            confidence,
+            count,
+            self._diffusion_steps,
+            time.perf_counter() - begin,
+        )

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RAFT's family as estimators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from daflow_ros.estimators.estimate import EstimatorError
+from daflow_ros.estimators.network import NetworkEstimator
+from daflow_ros.estimators.registry import revision_of
+from daflow_ros.models.raft import RAFT, FlowOutput
+from daflow_ros.models.raft_checkpoints import load_raft
+
+#: Refinement iterations and coarse-to-fine levels of the model that this project trains.
+TINY_DEFAULTS: dict[str, Any] = {'iterations': 8, 'pyramid': 3, 'coarse_iterations': 6}
+
+
+def raft_estimator(name: str, path: Path, device: str, **options: Any) -> NetworkEstimator:
+    """RAFT large, small (official checkpoints) or tiny (a ``save_pretrained`` folder).
+
+    Raises:
+        EstimatorError: a checkpoint of another size than ``name`` says.
+        CheckpointError: see load_raft.
+    """
+    if path.is_dir():
+        network = RAFT.from_pretrained(path, low_cpu_mem_usage=False).eval()
+    else:
+        network = load_raft(path)
+    small = network.config.block == 'bottleneck'
+    if name != 'raft_tiny' and small != (name == 'raft_small'):
+        raise EstimatorError(f'{path} holds RAFT {"small" if small else "large"}, not {name}')
+
+    def predict(frames: Tensor, iterations: int, initial_flow: Tensor | None) -> FlowOutput:
+        output: FlowOutput = network(frames[:, -2], frames[:, -1], iterations, initial_flow)
+        return output
+
+    defaults = TINY_DEFAULTS if name == 'raft_tiny' else {}
+    return NetworkEstimator(
+        name, network, predict, revision_of(path), device=device, **{**defaults, **options}
+    )

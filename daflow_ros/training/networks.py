@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks that training knows, by name or from a ``save_pretrained`` folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from daflow_ros.models.daflow import DAFLOW_TINY, DAFlow
+from daflow_ros.models.raft import RAFT, RAFT_TINY, FlowOutput
+
+
+def load_folder(folder: str | Path) -> RAFT | DAFlow:
+    """RAFT or DA-Flow from a ``save_pretrained`` folder.
+
+    Raises:
+        FileNotFoundError: no ``config.json``; ValueError: of another class.
+    """
+    file = Path(folder) / 'config.json'
+    if not file.is_file():
+        raise FileNotFoundError(f'{file}: not a model folder')
+    kind = json.loads(file.read_text()).get('_class_name')
+    if kind == 'RAFT':
+        return RAFT.from_pretrained(folder)
+    if kind == 'DAFlow':
+        return DAFlow.from_pretrained(folder)
+    raise ValueError(f'{file}: class {kind!r} is neither RAFT nor DAFlow')
+
+
+def build_network(name: str, start: str | None = None) -> RAFT | DAFlow:
+    """A network to train.
+
+    Args:
+        name: 'raft_tiny', 'daflow_tiny', or a folder.
+        start: folder of weights to begin from: the same class, or a RAFT to put into a DA-Flow.
+    """
+    network: Any
+    if name == 'raft_tiny':
+        network = RAFT(**RAFT_TINY)
+    elif name == 'daflow_tiny':
+        network = DAFlow(**DAFLOW_TINY)
+    else:
+        network = load_folder(name)
+    if start is not None:
+        given = load_folder(start)
+        if isinstance(network, DAFlow) and isinstance(given, RAFT):
+            network.load_raft(given)
+        else:
+            network.load_state_dict(given.state_dict())
+    return network
+
+
+def predict(
+    model: nn.Module, frames: Tensor, iterations: int, initial_flow: Tensor | None = None
+) -> FlowOutput:
+    """Flow of the last pair of each clip ``(B, F, 3, H, W)`` in [-1, 1]."""
+    inner = getattr(model, 'module', model)
+    output: FlowOutput
+    if isinstance(inner, DAFlow):
+        output = model(
+            frames, iterations=iterations, initial_flow=initial_flow, last_pair_only=True
+        )
+    else:
+        output = model(frames[:, -2], frames[:, -1], iterations, initial_flow)
+    return output
