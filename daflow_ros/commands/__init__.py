@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs of the `daflow` command line, one module each."""
+"""The verbs of ``daflow``: each module has ``add_arguments(parser)`` and ``run(args) -> int``."""

@@ -143,6 +143,8 @@ class FlowTrainer:
         device = self.accelerator.device
         torch.manual_seed(config.seed)
         self.network = build_network(config.model, config.start).to(device)
+        # A seventh faster on CPUs, and what tensor cores want.
+        self.network.to(memory_format=torch.channels_last)
         self.averaged = build_network(config.model, config.start).to(device)
         self.averaged.load_state_dict(self.network.state_dict())
         backbone = [p for n, p in self.network.named_parameters() if n.startswith('transformer.')]
@@ -216,16 +218,16 @@ class FlowTrainer:
         with self.accelerator.autocast():
             output: FlowOutput = predict(self.model, 2 * frames - 1, config.iterations, start)
         loss, error = sequence_loss(output, flow, valid)
-        figures = {'sequence': float(loss), 'epe': float(error.mean())}
+        figures = {'sequence': float(loss.detach()), 'epe': float(error.mean())}
         figures['epe_cold' if start is None else 'epe_warm'] = figures['epe']
         if output.correlation is not None and config.matching_weight:
             visible = (~clip.occluded[:, -1]).float()
             matching = matching_loss(output.correlation, flow, visible)
-            figures['matching'] = float(matching)
+            figures['matching'] = float(matching.detach())
             loss = loss + config.matching_weight * matching
         if output.laplace is not None and config.confidence_weight:
             nll = laplace_nll(output.laplace, output.flow, flow, valid)
-            figures['nll'] = float(nll)
+            figures['nll'] = float(nll.detach())
             loss = loss + config.confidence_weight * nll
         return loss, figures
 
@@ -256,7 +258,7 @@ class FlowTrainer:
     def run(self) -> None:
         """Train to the last step, logging to ``log.csv``."""
         names = ['step', 'seconds', 'rate', 'sequence', 'epe', 'epe_cold', 'epe_warm']
-        names += ['matching', 'nll', 'gradient']
+        names += ['matching', 'nll', 'restoration', 'input_error', 'restored_error', 'gradient']
         log = self.folder / 'log.csv'
         fresh = not log.exists()
         with log.open('a', newline='') as file:
@@ -273,7 +275,7 @@ class FlowTrainer:
                 bar.update()
                 if self.step % self.config.log_every == 0:
                     row = {k: round(sum(v) / len(v), 4) for k, v in sums.items()}
-                    bar.set_postfix(epe=row['epe'])
+                    bar.set_postfix({k: v for k, v in row.items() if k != 'gradient'})
                     rate = self.optimizer.param_groups[0]['lr']
                     writer.writerow(
                         {'step': self.step, 'seconds': round(self.seconds), 'rate': rate, **row}
