@@ -51,6 +51,6 @@ def night(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor
     well, read = at_severity(severity, 2500, 500), at_severity(severity, 2, 5)
     deviation = torch.sqrt(linear / well + (read / well) ** 2)
     measured = linear + deviation * sampler.randn(*clip.shape)
-    measured = measured + read / well * 0.5 * sampler.randn(frames, 1, height, 1)  # banding
+    measured = measured + read / well * 0.12 * sampler.randn(frames, 1, height, 1)  # banding
     gain = ambient ** -at_severity(severity, 0.5, 0.62)
     return (measured * gain).clamp_(1e-5, 1).pow(1 / 2.2)

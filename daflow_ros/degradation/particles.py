@@ -75,7 +75,8 @@ def lens_drops(clip: torch.Tensor, count: int, radius: tuple[float, float],
         cx, cy = sampler.uniform(0, width), sampler.uniform(0, height)
         r = sampler.uniform(*radius)
         stretch = sampler.uniform(0.8, 1.3)
-        wobble, turn = sampler.uniform(0, 0.18), sampler.uniform(0, 2 * math.pi)
+        wobble, turn = sampler.uniform(0, 0.1), sampler.uniform(0, 2 * math.pi)
+        lobe, bend = sampler.uniform(0, 0.05), sampler.uniform(0, 2 * math.pi)
         speed = slide * sampler.uniform(0.3, 1) if sampler.chance(0.25) else 0.0
         reach = int(r * 1.6) + 2
         for index in range(frames):
@@ -86,7 +87,8 @@ def lens_drops(clip: torch.Tensor, count: int, radius: tuple[float, float],
                 continue
             dy = (ys[top:bottom] - y0) / (r * stretch)
             dx = (xs[:, left:right] - cx) / r
-            edge = 1 + wobble * torch.cos(3 * torch.atan2(dy, dx) + turn)
+            around = torch.atan2(dy, dx)
+            edge = 1 + wobble * torch.cos(2 * around + turn) + lobe * torch.cos(3 * around + bend)
             distance = torch.sqrt(dx ** 2 + dy ** 2) / edge
             inside = torch.sigmoid((1 - distance) * min(8.0, 1.2 * r))
             box = (index, slice(top, bottom), slice(left, right))

@@ -60,8 +60,8 @@ def _distance(clip: torch.Tensor, depth: torch.Tensor | None, sampler: Sampler,
         relative = depth / depth.median().clamp(min=1e-6)
         return relative.clamp(0.05, 3) * (0.85 + 0.3 * field)
     rows = (torch.arange(clip.shape[-2], device=clip.device) + 0.5) / clip.shape[-2]
-    ground = 0.12 / (rows - horizon).clamp(min=0.06)
-    ramp = flat + (1 - flat) * ground.clamp(max=2)
+    below = 0.06 * torch.nn.functional.softplus((rows - horizon) / 0.06)  # smooth at the horizon
+    ramp = flat + (1 - flat) * 0.24 / (below + 0.12)
     return ramp[None, None, :, None] * (0.55 + 0.9 * field)
 
 
@@ -77,7 +77,7 @@ def fog(clip: torch.Tensor, severity: float, sampler: Sampler,
     level = sampler.uniform(0.72, 0.92) + 0.02 * sampler.walk(len(clip), -1, 1)
     tint = sampler.uniform(-0.03, 0.03)
     airlight = _colour((1 - tint, 1.0, 1 + tint), clip) * level.view(-1, 1, 1, 1)
-    density = at_severity(severity, 0.45, 2.3) * sampler.walk(len(clip), 0.96, 1.04)
+    density = at_severity(severity, 0.4, 2.0) * sampler.walk(len(clip), 0.96, 1.04)
     distance = _distance(clip, depth, sampler, sampler.uniform(0.1, 0.8) * _scale(clip))
     # Even near things are hazy: there is fog between the camera and the nearest of them.
     optical = density.view(-1, 1, 1, 1) * (0.35 + distance)
@@ -173,14 +173,14 @@ def dust(clip: torch.Tensor, severity: float, sampler: Sampler,
     optical = at_severity(severity, 0.35, 1.7) * (0.25 + 0.7 * distance) * (0.3 + 1.6 * cloud)
     clip = _through_air(clip, optical, airlight)
     heading = sampler.choice((0.0, math.pi)) + sampler.uniform(-0.5, 0.5)
-    for shade, crowd in ((0.25, 0.0012), (1.15, 0.002)):
+    for shade, crowd, alpha in ((0.5, 0.0012, 0.35), (1.2, 0.003, 0.5)):
         speed = sampler.uniform(4, 14) * scale
         step = torch.tensor([[speed * math.cos(heading), speed * math.sin(heading)]],
                             device=clip.device)
         offsets = step * torch.arange(frames, device=clip.device)[:, None]
         layer = moving_layer((height, width), crowd * at_severity(severity, 0.3, 1.5), offsets,
-                             sampler, radius=0.8, streak=0.4 * speed, angle=heading)
-        clip = clip + 0.5 * layer * (airlight * shade - clip)
+                             sampler, radius=0.6, streak=0.5 * speed, angle=heading)
+        clip = clip + alpha * layer * (airlight * shade - clip)
     return clip.clamp_(0, 1)
 
 
