@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-DA-Flow: degradation-aware optical flow with diffusion features (arXiv 2603.23499, section 3).
+"""DA-Flow: degradation-aware optical flow with diffusion features (arXiv 2603.23499, section 3).
 
 Latents of F successive degraded frames go through a restoration transformer lifted to video
 (`dit4sr.py`, `lifting.py`); queries of frame k and keys of frame k + 1, tapped in several layers,
@@ -42,8 +41,7 @@ from daflow_ros.models.raft import RAFT, RAFT_TINY, FlowOutput
 
 @dataclass
 class DiffusionFeatures:
-    """
-    Queries and keys of the tapped layers, shallowest first, of one denoising step.
+    """Queries and keys of the tapped layers, shallowest first, of one denoising step.
 
     queries, keys : each (B, F, T, width).
     grid : (h, w), h * w = T.
@@ -57,28 +55,24 @@ class DiffusionFeatures:
 
 
 class DAFlow(ModelMixin, ConfigMixin):
-    """
-    The whole model; the defaults are the paper's size, `DAFlow(**DAFLOW_TINY)` the shipped one.
+    """The whole model; the defaults are the paper's size, `DAFlow(**DAFLOW_TINY)` the shipped one.
 
-    Parameters
-    ----------
-    transformer_config : of `DiT4SRTransformer`.
-    raft_config : of `RAFT`.
-    vae_config : of the `AutoencoderKL`; SD3.5's by default.
-    unshuffle_factor : of space-to-depth latents, which then take the place of the VAE's.
-    taps : layers, 0-based, increasing.
-    text_tokens : length of the stored null text.
-    head_channels, feature_channels : width inside the DPT heads, and of each one's output.
-    head_scales : levels of the DPT heads in units of the token grid, coarsest first.
-    num_frames : F the model is meant for (the network takes any F >= 2).
-    prediction : what the transformer's output is, 'velocity' or the clean 'sample'.
-    shift : timestep shift of the flow-matching schedule.
-    noise_seed : of the fixed starting noise.
+    Args:
+        transformer_config: of `DiT4SRTransformer`.
+        raft_config: of `RAFT`.
+        vae_config: of the `AutoencoderKL`; SD3.5's by default.
+        unshuffle_factor: of space-to-depth latents, which then take the place of the VAE's.
+        taps: layers, 0-based, increasing.
+        text_tokens: length of the stored null text.
+        head_channels, feature_channels: width inside the DPT heads, and of each one's output.
+        head_scales: levels of the DPT heads in units of the token grid, coarsest first.
+        num_frames: F the model is meant for (the network takes any F >= 2).
+        prediction: what the transformer's output is, 'velocity' or the clean 'sample'.
+        shift: timestep shift of the flow-matching schedule.
+        noise_seed: of the fixed starting noise.
 
-    Raises
-    ------
-    ValueError : parts that do not fit each other.
-
+    Raises:
+        ValueError: parts that do not fit each other.
     """
 
     @register_to_config
@@ -100,7 +94,9 @@ class DAFlow(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.latent: VAEEncoder | PixelUnshuffleEncoder = (
-            VAEEncoder(vae_config) if unshuffle_factor is None else PixelUnshuffleEncoder(unshuffle_factor)
+            VAEEncoder(vae_config)
+            if unshuffle_factor is None
+            else PixelUnshuffleEncoder(unshuffle_factor)
         )
         self.transformer = DiT4SRTransformer(**(transformer_config or {}))
         config = self.transformer.config
@@ -149,13 +145,10 @@ class DAFlow(ModelMixin, ConfigMixin):
                     module.weight[:, columns] = 0.0
 
     def load_raft(self, raft: RAFT) -> None:
-        """
-        Take over the weights of a RAFT without fused features; fusion stays as it is.
+        """Take over the weights of a RAFT without fused features; fusion stays as it is.
 
-        Raises
-        ------
-        ValueError : a parameter has another shape than this configuration expects.
-
+        Raises:
+            ValueError: a parameter has another shape than this configuration expects.
         """
         first = self.raft.hidden_dim + self.raft.context_dim
         own, given = self.raft.state_dict(), raft.state_dict()
@@ -164,7 +157,9 @@ class DAFlow(ModelMixin, ConfigMixin):
                 raise ValueError(f'raft.{name}: not a parameter of this configuration')
             if '.gru.conv' in name and name.endswith('weight'):
                 last = first + self.config.feature_channels
-                value = torch.cat([value[:, :first], own[name][:, first:last], value[:, first:]], 1)
+                value = torch.cat(
+                    [value[:, :first], own[name][:, first:last], value[:, first:]], 1
+                )
             if own[name].shape != value.shape:
                 raise ValueError(
                     f'raft.{name}: {tuple(value.shape)} instead of {tuple(own[name].shape)}'
@@ -176,8 +171,7 @@ class DAFlow(ModelMixin, ConfigMixin):
         self.raft.load_state_dict(own)
 
     def starting_noise(self, latent: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """
-        Fixed standard normal noise for latents (B F, C, h, w), cached per shape.
+        """Fixed standard normal noise for latents (B F, C, h, w), cached per shape.
 
         Drawn on the CPU from `noise_seed`, so that it is the same on every device; the clips of a
         batch share it, the frames of a clip do not (shared noise would match at zero motion).
@@ -201,16 +195,15 @@ class DAFlow(ModelMixin, ConfigMixin):
         taps: Sequence[int] = (),
         stop_after_last_tap: bool = False,
     ) -> DiT4SROutput:
-        """
-        One pass of the transformer under the null text.
+        """One pass of the transformer under the null text.
 
-        Parameters
-        ----------
-        noisy, lq : (B F, C, h, w) latents; noisy = (1 - sigma) * clean + sigma * noise.
-        sigma : (B F,) or (1,), in (0, 1].
-        num_frames : F.
-        taps, stop_after_last_tap : see `DiT4SRTransformer.forward`.
-
+        Args:
+            noisy: (B F, C, h, w) latent, (1 - sigma) * clean + sigma * noise.
+            lq: (B F, C, h, w) latent of the degraded frames.
+            sigma: (B F,) or (1,), in (0, 1].
+            num_frames: F.
+            taps: layers to tap.
+            stop_after_last_tap: see `DiT4SRTransformer.forward`.
         """
         output: DiT4SROutput = self.transformer(
             noisy,
@@ -232,17 +225,14 @@ class DAFlow(ModelMixin, ConfigMixin):
         noise: torch.Tensor | None = None,
         taps: Sequence[int] | None = None,
     ) -> Iterator[DiffusionFeatures]:
-        """
-        Features of each denoising step along the running trajectory (DA-Flow, section 3.2).
+        """Features of each denoising step along the running trajectory (DA-Flow, section 3.2).
 
-        Parameters
-        ----------
-        latent : (B F, C, h, w) of the degraded frames.
-        num_frames : F.
-        steps : 1 to 50; the last one stops at the last tap.
-        noise : as `latent`; None for the fixed noise.
-        taps : layers; None for the model's.
-
+        Args:
+            latent: (B F, C, h, w) of the degraded frames.
+            num_frames: F.
+            steps: 1 to 50; the last one stops at the last tap.
+            noise: as `latent`; None for the fixed noise.
+            taps: layers; None for the model's.
         """
         if not 1 <= steps <= 50:
             raise ValueError(f'diffusion steps must be 1 to 50, not {steps}')
@@ -298,22 +288,18 @@ class DAFlow(ModelMixin, ConfigMixin):
         noise: torch.Tensor | None = None,
         last_pair_only: bool = False,
     ) -> FlowOutput:
-        """
-        Flow of every successive pair of each clip.
+        """Flow of every successive pair of each clip.
 
-        Parameters
-        ----------
-        images : (B, F, 3, H, W) in [-1, 1], F >= 2.
-        iterations : GRU updates.
-        initial_flow : (B (F - 1), 2, H/8, W/8) in 1/8-resolution px, or None.
-        diffusion_steps : 1 (from pure noise) to 50.
-        noise : (B F, C, h, w) of the latent; None for the fixed noise.
-        last_pair_only : only the pair of the last two frames; B takes the place of B (F - 1).
+        Args:
+            images: (B, F, 3, H, W) in [-1, 1], F >= 2.
+            iterations: GRU updates.
+            initial_flow: (B (F - 1), 2, H/8, W/8) in 1/8-resolution px, or None.
+            diffusion_steps: 1 (from pure noise) to 50.
+            noise: (B F, C, h, w) of the latent; None for the fixed noise.
+            last_pair_only: only the pair of the last two frames; B takes the place of B (F - 1).
 
-        Raises
-        ------
-        ValueError : a size that is not a multiple of `multiple`, or fewer than two frames.
-
+        Raises:
+            ValueError: a size that is not a multiple of `multiple`, or fewer than two frames.
         """
         if images.ndim != 5 or images.shape[2] != 3 or images.shape[1] < 2:
             raise ValueError(f'images must be (B, F >= 2, 3, H, W), not {tuple(images.shape)}')

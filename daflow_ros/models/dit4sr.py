@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-DiT4SR, the restoration transformer whose features DA-Flow uses (DA-Flow, sections 3.1 and 3.2).
+"""DiT4SR, the restoration transformer whose features DA-Flow uses (DA-Flow, sections 3.1 and 3.2).
 
 SD3.5's MM-DiT with a third stream: tokens of the noisy latent ("HQ"), of the degraded image's
 latent ("LQ") and of the text. HQ and LQ tokens share every projection; the LQ ones pass through
@@ -23,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -42,8 +42,7 @@ from daflow_ros.models.lifting import lifted_attention
 
 @dataclass
 class DiT4SROutput:
-    """
-    What one pass returns.
+    """What one pass returns.
 
     sample : (B F, out_channels, H', W'), the predicted velocity; None where the pass stopped at
         the last tap.
@@ -62,10 +61,15 @@ class FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.net = nn.ModuleList(
-            [GELU(width, 4 * width, approximate='tanh'), nn.Identity(), nn.Linear(4 * width, width)]
+            [
+                GELU(width, 4 * width, approximate='tanh'),
+                nn.Identity(),
+                nn.Linear(4 * width, width),
+            ]
         )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Run the MLP."""
         return self.net[2](self.net[0](tokens))
 
 
@@ -80,6 +84,7 @@ class ControlFeedForward(FeedForward):
     def forward(  # type: ignore[override]
         self, tokens: torch.Tensor, grid: tuple[int, int], control_scale: float, hq_only: bool
     ) -> torch.Tensor:
+        """(B F, 2 T, width) on the token grid (h, w) -> the same, or its HQ half alone."""
         hidden = self.net[0](tokens)
         hq, lq = hidden.chunk(2, dim=1)
         batch, count, channels = lq.shape
@@ -135,19 +140,15 @@ class ControlAttention(TapAttention):
     def forward(
         self, tokens: torch.Tensor, text: torch.Tensor | None, num_frames: int
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-        """
-        Attend.
+        """Attend.
 
-        Parameters
-        ----------
-        tokens : (B F, 2 T, width), HQ then LQ, normalised and modulated.
-        text : (B F, L, width) or None.
-        num_frames : F.
+        Args:
+            tokens: (B F, 2 T, width), HQ then LQ, normalised and modulated.
+            text: (B F, L, width) or None.
+            num_frames: F.
 
-        Returns
-        -------
-        tokens, text (None without its output projection), HQ query, HQ key (B F, T, heads, D).
-
+        Returns:
+            tokens, text (None without its output projection), HQ query, HQ key (B F, T, heads, D).
         """
         count = tokens.shape[1] // 2
         hq, lq = tokens[:, :count], tokens[:, count:]
@@ -232,8 +233,7 @@ class DiT4SRBlock(nn.Module):
         control_scale: float,
         hq_only: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        Run the block; with `hq_only` only the HQ tokens come back (nothing reads the others).
+        """Run the block; with `hq_only` only the HQ tokens come back (nothing reads the others).
 
         Returns tokens, text, HQ query, HQ key (B F, T, heads, head_dim).
         """
@@ -267,29 +267,25 @@ class DiT4SRBlock(nn.Module):
 
 
 class DiT4SRTransformer(ModelMixin, ConfigMixin):
-    """
-    The DiT4SR denoiser, lifted to F frames; the defaults are the published size.
+    """The DiT4SR denoiser, lifted to F frames; the defaults are the published size.
 
-    Parameters
-    ----------
-    sample_size : latent side that the position grid is normalised to.
-    patch_size, in_channels, out_channels : of the latents (out_channels None: as in_channels).
-    num_layers, num_attention_heads, attention_head_dim : blocks; width = heads * head_dim.
-    joint_attention_dim, pooled_projection_dim : widths of the text tokens and the pooled text.
-    caption_projection_dim : has to equal the width.
-    pos_embed_max_size : tokens a side that positions exist for.
-    dual_attention_layers : blocks with the second attention over HQ and LQ.
-    qk_norm : 'rms_norm', the only one that DiT4SR has.
-    control_scale : weight of the convolved LQ hidden state in the MLP; upstream 1.0 in training,
-        1.2 at inference.
-    lq_keys : 'hq' (the checkpoints' quirk) or 'own'.
-    truncate_at : keep nothing that taps up to this layer do not need (such a network cannot
-        denoise); None keeps all.
+    Args:
+        sample_size: latent side that the position grid is normalised to.
+        patch_size, in_channels, out_channels: of the latents (out_channels None: as in_channels).
+        num_layers, num_attention_heads, attention_head_dim: blocks; width = heads * head_dim.
+        joint_attention_dim, pooled_projection_dim: widths of the text tokens and the pooled text.
+        caption_projection_dim: has to equal the width.
+        pos_embed_max_size: tokens a side that positions exist for.
+        dual_attention_layers: blocks with the second attention over HQ and LQ.
+        qk_norm: 'rms_norm', the only one that DiT4SR has.
+        control_scale: weight of the convolved LQ hidden state in the MLP; upstream 1.0 in
+            training, 1.2 at inference.
+        lq_keys: 'hq' (the checkpoints' quirk) or 'own'.
+        truncate_at: keep nothing that taps up to this layer do not need (such a network cannot
+            denoise); None keeps all.
 
-    Raises
-    ------
-    ValueError : a configuration that is not a DiT4SR.
-
+    Raises:
+        ValueError: a configuration that is not a DiT4SR.
     """
 
     _keys_to_ignore_on_load_unexpected = [
@@ -368,8 +364,7 @@ class DiT4SRTransformer(ModelMixin, ConfigMixin):
         self.proj_out = nn.Linear(width, patch_size * patch_size * self.out_channels)
 
     def initialise(self) -> None:
-        """
-        Initial weights for training from nothing (upstream starts from SD3.5 instead).
+        """Initial weights for training from nothing (upstream starts from SD3.5 instead).
 
         An ordinary pre-norm transformer: modulation starts as the identity with every gate at 1,
         linear layers Xavier, outputs onto the residual scaled by 1 / sqrt(2 x layers), the last
@@ -382,8 +377,6 @@ class DiT4SRTransformer(ModelMixin, ConfigMixin):
                 nn.init.zeros_(module.bias)
                 if name.endswith(('to_out.0', 'to_out_control', 'to_add_out', 'net.2')):
                     module.weight.data.mul_(scale)
-            elif isinstance(module, nn.Conv2d):
-                nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, (AdaLayerNormZero, SD35AdaLayerNormZeroX)):
                 nn.init.zeros_(module.linear.weight)
@@ -407,26 +400,22 @@ class DiT4SRTransformer(ModelMixin, ConfigMixin):
         stop_after_last_tap: bool = True,
         control_scale: float | None = None,
     ) -> DiT4SROutput:
-        """
-        Predict the velocity of the noisy latent and tap queries and keys on the way.
+        """Predict the velocity of the noisy latent and tap queries and keys on the way.
 
-        Parameters
-        ----------
-        hidden_states : (B F, in_channels, H', W') noisy latent.
-        lq : (B F, in_channels, H', W') latent of the degraded frames.
-        encoder_hidden_states : (B F or 1, L, joint_attention_dim) text tokens, L >= 1.
-        pooled_projections : (B F or 1, pooled_projection_dim).
-        timestep : (B F,) or (1,), 1000 x sigma.
-        num_frames : F; the frames of a clip are adjacent in the batch.
-        taps : layers, 0-based, whose HQ queries and keys are returned.
-        stop_after_last_tap : with taps, run nothing that the last tap does not need: its block
-            ends at norm1 and the two projections, and there is no `sample`.
-        control_scale : overrides the configuration's.
+        Args:
+            hidden_states: (B F, in_channels, H', W') noisy latent.
+            lq: (B F, in_channels, H', W') latent of the degraded frames.
+            encoder_hidden_states: (B F or 1, L, joint_attention_dim) text tokens, L >= 1.
+            pooled_projections: (B F or 1, pooled_projection_dim).
+            timestep: (B F,) or (1,), 1000 x sigma.
+            num_frames: F; the frames of a clip are adjacent in the batch.
+            taps: layers, 0-based, whose HQ queries and keys are returned.
+            stop_after_last_tap: with taps, run nothing that the last tap does not need: its block
+                ends at norm1 and the two projections, and there is no `sample`.
+            control_scale: overrides the configuration's.
 
-        Raises
-        ------
-        ValueError : shapes that do not fit each other, or taps outside the network.
-
+        Raises:
+            ValueError: shapes that do not fit each other, or taps outside the network.
         """
         batch, _, height, width = hidden_states.shape
         patch = self.config.patch_size
@@ -441,15 +430,14 @@ class DiT4SRTransformer(ModelMixin, ConfigMixin):
             control_scale = self.config.control_scale
         grid = (height // patch, width // patch)
         text = self.context_embedder(encoder_hidden_states).expand(batch, -1, -1)
-        temb = self.time_text_embed(
-            timestep.expand(batch), pooled_projections.expand(batch, -1)
-        )
+        temb = self.time_text_embed(timestep.expand(batch), pooled_projections.expand(batch, -1))
         tokens = torch.cat([self.pos_embed(hidden_states), self.pos_embed(lq)], dim=1)
         stop = max(taps) if taps and stop_after_last_tap else layers
         if self.config.truncate_at is not None and stop == layers:
             raise ValueError('a truncated network only taps: pass taps, stop_after_last_tap=True')
         out = DiT4SROutput(None)
-        for i, block in enumerate(self.transformer_blocks):
+        blocks: Any = self.transformer_blocks
+        for i, block in enumerate(blocks):
             if i == stop:
                 query, key = block.hq_query_key(tokens[:, : grid[0] * grid[1]], temb)
             else:

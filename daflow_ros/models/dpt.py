@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-DPT head: transformer tokens of several layers to one dense feature map (DA-Flow, section 3.2).
+"""DPT head: transformer tokens of several layers to one dense feature map (DA-Flow, section 3.2).
 
 DA-Flow upsamples tapped queries and keys with three of these (queries of frame k, keys of frame
 k + 1, context from the queries of frame k), with pyramid scales (1, 1, 2, 2) of the token grid,
@@ -30,6 +29,7 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run the unit."""
         return x + self.conv2(functional.relu(self.conv1(functional.relu(x))))
 
 
@@ -43,6 +43,7 @@ class FusionBlock(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, level: torch.Tensor, path: torch.Tensor | None) -> torch.Tensor:
+        """(B, C, h, w) of a level, and of the coarser path -> the path at the level's size."""
         if self.skip is not None and path is not None:
             path = functional.interpolate(
                 path, size=level.shape[-2:], mode='bilinear', align_corners=True
@@ -52,22 +53,18 @@ class FusionBlock(nn.Module):
 
 
 class DPTHead(nn.Module):
-    """
-    Fuse the tokens of several layers into one map.
+    """Fuse the tokens of several layers into one map.
 
-    Parameters
-    ----------
-    in_channels : width of the tokens.
-    channels : width inside the head.
-    out_channels : channels of the output.
-    scales : resolution of each level in units of the token grid, coarsest first; level i is the
-        (i + 1)-th deepest tap. Not decreasing.
-    zero_output : start with an output of exactly zero.
+    Args:
+        in_channels: width of the tokens.
+        channels: width inside the head.
+        out_channels: channels of the output.
+        scales: resolution of each level in units of the token grid, coarsest first; level i is the
+            (i + 1)-th deepest tap. Not decreasing.
+        zero_output: start with an output of exactly zero.
 
-    Raises
-    ------
-    ValueError : `scales` empty, below 1 or decreasing.
-
+    Raises:
+        ValueError: `scales` empty, below 1 or decreasing.
     """
 
     def __init__(
@@ -96,21 +93,17 @@ class DPTHead(nn.Module):
         self.output = nn.Conv2d(channels, out_channels, 3, padding=1)
         if zero_output:
             nn.init.zeros_(self.output.weight)
-            nn.init.zeros_(self.output.bias)
+            self.output.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, taps: Sequence[torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:
-        """
-        Run the head.
+        """Run the head.
 
-        Parameters
-        ----------
-        taps : one (B, T, in_channels) a level, shallowest layer first.
-        grid : (h, w) with h * w = T.
+        Args:
+            taps: one (B, T, in_channels) a level, shallowest layer first.
+            grid: (h, w) with h * w = T.
 
-        Returns
-        -------
-        (B, out_channels, s h, s w), s the last of `scales`.
-
+        Returns:
+            (B, out_channels, s h, s w), s the last of `scales`.
         """
         if len(taps) != len(self.scales):
             raise ValueError(f'{len(taps)} taps for a head of {len(self.scales)} levels')

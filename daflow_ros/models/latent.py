@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Latent encoders: image (B, 3, H, W) in [-1, 1] to the latent the transformer denoises.
+"""Latent encoders: image (B, 3, H, W) in [-1, 1] to the latent the transformer denoises.
 
 At the paper's size this is SD3.5's VAE (DA-Flow, section 3.1): 16 channels at H/8, the mode of
 the posterior rather than a sample, so that runs repeat. At the size that ships it has no
@@ -34,6 +33,26 @@ SD35_VAE: dict[str, Any] = {
 }
 
 
+def autoencoder_class() -> Any:
+    """`AutoencoderKL` of diffusers, imported when asked for: the shipped size does without.
+
+    Importing it makes diffusers import torchvision wherever that is installed, and a torchvision
+    built for another torch (a common pairing on machines without a GPU) raises; nothing here
+    needs it, so diffusers is then told to do without.
+    """
+    from diffusers.utils import import_utils
+
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        pass
+    except RuntimeError:
+        import_utils._torchvision_available = False
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL
+
+
 class PixelUnshuffleEncoder(nn.Module):
     """Space to depth: (B, 3, H, W) -> (B, 3 * factor^2, H / factor, W / factor)."""
 
@@ -43,6 +62,7 @@ class PixelUnshuffleEncoder(nn.Module):
         self.channels = 3 * factor * factor
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """Latent of an image."""
         return functional.pixel_unshuffle(image, self.factor)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
@@ -51,20 +71,15 @@ class PixelUnshuffleEncoder(nn.Module):
 
 
 class VAEEncoder(nn.Module):
-    """
-    The encoder half of an `AutoencoderKL` (its decoder is not kept: no feature needs it).
+    """The encoder half of an `AutoencoderKL` (its decoder is not kept: no feature needs it).
 
-    Parameters
-    ----------
-    config : configuration of the `AutoencoderKL`; SD3.5's by default.
-
+    Args:
+        config: configuration of the `AutoencoderKL`; SD3.5's by default.
     """
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL  # slow to import, and the shipped size has no VAE
-
-        self.vae = AutoencoderKL.from_config(dict(SD35_VAE) if config is None else config)
+        self.vae = autoencoder_class().from_config(dict(SD35_VAE) if config is None else config)
         del self.vae.decoder
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.channels = self.vae.config.latent_channels

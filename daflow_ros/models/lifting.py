@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Lifting: full spatio-temporal MM-attention (DA-Flow, section 3.1).
+"""Lifting: full spatio-temporal MM-attention (DA-Flow, section 3.1).
 
 The restoration transformer attends within one frame. DA-Flow lifts it to F frames without any
 new parameter: only inside the attention call, each stream (noisy, degraded, text) goes
@@ -23,22 +22,19 @@ from torch.nn import functional
 def lifted_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_frames: int = 1
 ) -> torch.Tensor:
-    """
-    Attend over the tokens of all frames of a clip at once.
+    """Attend over the tokens of all frames of a clip at once.
 
-    Parameters
-    ----------
-    query, key, value : (B * F, N, heads, head_dim), the frames of a clip adjacent in the batch.
-    num_frames : F, at least 1.
+    Args:
+        query: (B * F, N, heads, head_dim), the frames of a clip adjacent in the batch.
+        key: likewise.
+        value: likewise.
+        num_frames: F, at least 1.
 
-    Returns
-    -------
-    (B * F, N, heads * head_dim). Scale 1 / sqrt(head_dim).
+    Returns:
+        (B * F, N, heads * head_dim). Scale 1 / sqrt(head_dim).
 
-    Raises
-    ------
-    ValueError : the batch is not a multiple of `num_frames`.
-
+    Raises:
+        ValueError: the batch is not a multiple of `num_frames`.
     """
     batch, tokens, heads, head_dim = query.shape
     if num_frames < 1 or batch % num_frames:
