@@ -15,6 +15,7 @@ _SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this verb."""
     parser.add_argument('input', type=Path, metavar='IMAGE_OR_FOLDER',
                         help='an image, or a folder whose sorted images are successive frames')
     parser.add_argument('--output', type=Path, default=Path('sheet.png'),
@@ -86,6 +87,7 @@ def draw_sheet(clip: np.ndarray, names: list[str], width: int, seed: int) -> np.
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the verb; returns the exit status."""
     from PIL import Image
 
     from daflow_ros.degradation import DEGRADATIONS

@@ -12,6 +12,7 @@ HELP = 'fetch freely licensed photographs, sprites and textures for training'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this verb."""
     parser.add_argument('output', type=Path, metavar='OUTPUT_DIR',
                         help='folder for photos/, sprites/, textures/ and sources.csv')
     parser.add_argument('--scratch', type=Path,
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the verb; returns the exit status."""
     from daflow_ros.training.imagery import ImageryError, collect
 
     try:

@@ -54,7 +54,7 @@ def disc(fx: torch.Tensor, fy: torch.Tensor, radius: torch.Tensor) -> torch.Tens
     return 2 * torch.special.bessel_j1(x) / x.clamp(min=1e-6)
 
 
-def _fast_size(size: int) -> int:
+def fast_size(size: int) -> int:
     """The next size whose prime factors are 2, 3 and 5, and even."""
     size += size % 2
     while True:
@@ -68,20 +68,21 @@ def _fast_size(size: int) -> int:
 
 
 class FrequencyFilter:
-    """Filters frames of one size by transfer functions, with reflected borders.
+    """Filters frames of one clip's size by transfer functions, with reflected borders.
 
     border: px of reflected border, at least the reach of the kernels used.
     """
 
-    def __init__(self, height: int, width: int, device: torch.device, border: int = 16) -> None:
+    def __init__(self, clip: torch.Tensor, border: int = 16) -> None:
+        height, width = clip.shape[-2:]
         self.height, self.width = height, width
         self.top = min(border, height - 1)
         self.left = min(border, width - 1)
-        bottom = min(_fast_size(height + 2 * self.top) - height - self.top, height - 1)
-        right = min(_fast_size(width + 2 * self.left) - width - self.left, width - 1)
+        bottom = min(fast_size(height + 2 * self.top) - height - self.top, height - 1)
+        right = min(fast_size(width + 2 * self.left) - width - self.left, width - 1)
         self.padding = (self.left, right, self.top, bottom)
         self.size = (height + self.top + bottom, width + self.left + right)
-        self.fx, self.fy = frequencies(*self.size, device)
+        self.fx, self.fy = frequencies(self.size[0], self.size[1], clip.device)
 
     def __call__(self, clip: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
         """Filter (F, C, H, W) by (F or 1, Hf, Wf)."""
@@ -95,7 +96,7 @@ class FrequencyFilter:
 def blur(clip: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
     """Isotropic Gaussian blur of (F, C, H, W); sigma in px, one or (F,)."""
     sigmas = torch.as_tensor(sigma, dtype=clip.dtype, device=clip.device).reshape(-1)
-    filter_ = FrequencyFilter(*clip.shape[-2:], clip.device, border=int(3 * float(sigmas.max())) + 2)
+    filter_ = FrequencyFilter(clip, border=int(3 * float(sigmas.max())) + 2)
     return filter_(clip, gaussian(filter_.fx, filter_.fy, sigmas, sigmas, 0 * sigmas))
 
 

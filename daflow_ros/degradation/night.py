@@ -44,7 +44,7 @@ def night(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor
 
     length = at_severity(severity, 0.5, 9) * sampler.walk(frames, 0.3, 1.0, 0.4)
     angle = sampler.uniform(0, math.pi) + sampler.walk(frames, -0.6, 0.6, 0.3)
-    filter_ = filters.FrequencyFilter(height, width, device, border=10)
+    filter_ = filters.FrequencyFilter(linear, border=10)
     linear = filter_(linear, filters.line(filter_.fx, filter_.fy, length, angle)).clamp_(min=0)
 
     # Photons: full scale is a well of `well` electrons; read noise in electrons.

@@ -19,9 +19,10 @@ from daflow_ros.degradation import compression, filters, noise
 from daflow_ros.degradation.sampling import Sampler, at_severity
 
 
-def _blurred(clip: torch.Tensor, sigma: float, sinc_share: float, sampler: Sampler) -> torch.Tensor:
+def _blurred(clip: torch.Tensor, sigma: float, sinc_share: float,
+             sampler: Sampler) -> torch.Tensor:
     frames = len(clip)
-    filter_ = filters.FrequencyFilter(*clip.shape[-2:], clip.device, border=10)
+    filter_ = filters.FrequencyFilter(clip, border=10)
     along = sampler.walk(frames, 0.2, sigma)
     across = sampler.walk(frames, 0.2, sigma)
     angle = sampler.walk(frames, -math.pi, math.pi)
@@ -99,7 +100,7 @@ def _ringing(clip: torch.Tensor, sampler: Sampler) -> torch.Tensor:
     cutoff = sampler.walk(len(clip), math.pi / 3, math.pi)
     if not applies:
         return clip
-    filter_ = filters.FrequencyFilter(*clip.shape[-2:], clip.device, border=10)
+    filter_ = filters.FrequencyFilter(clip, border=10)
     return filter_(clip, filters.sinc(filter_.fx, filter_.fy, cutoff)).clamp_(0, 1)
 
 

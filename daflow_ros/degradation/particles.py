@@ -29,7 +29,7 @@ def moving_layer(size: tuple[int, int], density: float, offsets: torch.Tensor, s
     during the exposure, in the direction `angle` (rad from x to y).
     """
     height, width = size
-    rows, columns = (filters._fast_size(n + _MARGIN) for n in (height, width))
+    rows, columns = (filters.fast_size(n + _MARGIN) for n in (height, width))
     count = max(1, round(density * rows * columns))
     points = torch.zeros(rows * columns, device=sampler.device)
     where = (sampler.rand(count) * (rows * columns)).long()

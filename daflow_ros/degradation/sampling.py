@@ -25,9 +25,11 @@ class Sampler:
         self._noise = torch.Generator(self.device).manual_seed(seed ^ 0x5DEECE66D)
 
     def uniform(self, low: float, high: float) -> float:
+        """A float in [low, high)."""
         return low + (high - low) * float(torch.rand((), generator=self._scalars))
 
     def chance(self, probability: float) -> bool:
+        """True with the given probability."""
         return self.uniform(0, 1) < probability
 
     def integer(self, low: int, high: int) -> int:
@@ -35,6 +37,7 @@ class Sampler:
         return int(torch.randint(low, high + 1, (), generator=self._scalars))
 
     def choice(self, values: Sequence[T], weights: Sequence[float] | None = None) -> T:
+        """One of the values, by weight."""
         w = torch.ones(len(values)) if weights is None else torch.tensor(weights)
         return values[int(torch.multinomial(w, 1, generator=self._scalars))]
 
@@ -52,9 +55,11 @@ class Sampler:
         return torch.tensor(values, device=self.device)
 
     def rand(self, *size: int) -> torch.Tensor:
+        """Uniform values in [0, 1) on the clip's device."""
         return torch.rand(size, generator=self._noise, device=self.device)
 
     def randn(self, *size: int) -> torch.Tensor:
+        """Standard normal values on the clip's device."""
         return torch.randn(size, generator=self._noise, device=self.device)
 
     def field(self, height: int, width: int, cell: float, octaves: int = 3) -> torch.Tensor:

@@ -23,8 +23,7 @@ def blur(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor:
     sigma = sampler.walk(frames, 0.8, 1.25) * at_severity(severity, 0.9, 4.0)
     ratio = sampler.choice((1.0, sampler.uniform(0.35, 1)))
     angle = sampler.walk(frames, 0, math.pi)
-    filter_ = filters.FrequencyFilter(*clip.shape[-2:], clip.device,
-                                      border=int(3 * float(sigma.max())))
+    filter_ = filters.FrequencyFilter(clip, border=int(3 * float(sigma.max())))
     transfer = filters.gaussian(filter_.fx, filter_.fy, sigma, sigma * ratio, angle)
     return filter_(clip, transfer).clamp_(0, 1)
 
@@ -32,7 +31,7 @@ def blur(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor:
 def defocus_blur(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor:
     """Disc blur: the lens is out of focus, breathing slightly."""
     radius = sampler.walk(len(clip), 0.9, 1.15) * at_severity(severity, 1.2, 6.0)
-    filter_ = filters.FrequencyFilter(*clip.shape[-2:], clip.device, border=16)
+    filter_ = filters.FrequencyFilter(clip, border=16)
     transfer = filters.disc(filter_.fx, filter_.fy, radius)
     return filter_(clip, transfer).clamp_(0, 1)
 
@@ -42,7 +41,7 @@ def motion_blur(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.
     frames = len(clip)
     length = sampler.walk(frames, 0.75, 1.25, 0.4) * at_severity(severity, 4, 22)
     angle = sampler.uniform(0, math.pi) + sampler.walk(frames, -0.5, 0.5, 0.3)
-    filter_ = filters.FrequencyFilter(*clip.shape[-2:], clip.device, border=16)
+    filter_ = filters.FrequencyFilter(clip, border=16)
     transfer = filters.line(filter_.fx, filter_.fy, length, angle)
     return filter_(clip, transfer).clamp_(0, 1)
 
@@ -76,18 +75,22 @@ def glass_blur(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.T
 
 
 def gaussian_noise(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor:
+    """Gaussian noise, new in each frame and channel."""
     return noise.gaussian_noise(clip, at_severity(severity, 0.03, 0.20), sampler)
 
 
 def shot_noise(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor:
+    """Photon noise: stronger where it is brighter."""
     return noise.shot_noise(clip, at_severity(severity, 0.05, 0.35), sampler)
 
 
 def speckle_noise(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor:
+    """Multiplicative Gaussian noise."""
     return noise.speckle_noise(clip, at_severity(severity, 0.08, 0.5), sampler)
 
 
 def impulse_noise(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor:
+    """Dead and hot pixels, new in each frame."""
     return noise.impulse_noise(clip, at_severity(severity, 0.01, 0.15), sampler)
 
 
@@ -128,7 +131,7 @@ def pixelate(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Ten
     factor = at_severity(severity, 1.6, 6)
     small = filters.resize(clip, max(2, round(height / factor)), max(2, round(width / factor)),
                            'area')
-    return F.interpolate(small, size=(height, width), mode='nearest')
+    return F.interpolate(small, size=(height, width), mode='nearest-exact')
 
 
 def brightness(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor:

@@ -109,15 +109,16 @@ def rain(clip: torch.Tensor, severity: float, sampler: Sampler,
     exposure = sampler.uniform(0.45, 1.0)
     opacity = torch.zeros(frames, 1, height, width, device=device)
     #            speed px/frame, sigma, density per px, opacity
-    for speed, radius, crowd, alpha in ((14, 0.55, 0.0042, 0.30), (30, 0.75, 0.0015, 0.42),
-                                        (62, 1.25, 0.00035, 0.38)):
+    for speed, radius, crowd, alpha in ((14.0, 0.55, 0.0042, 0.30), (30.0, 0.75, 0.0015, 0.42),
+                                        (62.0, 1.25, 0.00035, 0.38)):
         speed *= scale * sampler.uniform(0.85, 1.2)
         angle = heading + sampler.uniform(-0.05, 0.05)
         directions = angle + gust
         step = speed * torch.stack([directions.cos(), directions.sin()], 1)
         offsets = torch.cumsum(step, 0) - step[:1]
-        layer = moving_layer((height, width), crowd * at_severity(severity, 0.5, 2.2) / scale ** 2,
-                             offsets, sampler, radius=radius * max(0.8, scale),
+        crowd *= at_severity(severity, 0.5, 2.2) / scale ** 2
+        layer = moving_layer((height, width), crowd, offsets, sampler,
+                             radius=radius * max(0.8, scale),
                              streak=speed * exposure, angle=angle)
         layer = layer * (alpha * at_severity(severity, 0.7, 1.5))
         opacity = opacity + layer - opacity * layer
@@ -151,8 +152,9 @@ def snow(clip: torch.Tensor, severity: float, sampler: Sampler,
         step = torch.stack([drift, torch.full_like(drift, fall)], 1)
         offsets = torch.cumsum(step, 0) - step[:1]
         speed, angle = float(step[0].norm()), math.atan2(fall, float(drift[0]))
-        layer = moving_layer((height, width), crowd * at_severity(severity, 0.35, 2.0) / scale ** 2,
-                             offsets, sampler, radius=radius * max(0.8, scale),
+        crowd *= at_severity(severity, 0.35, 2.0) / scale ** 2
+        layer = moving_layer((height, width), crowd, offsets, sampler,
+                             radius=radius * max(0.8, scale),
                              streak=speed * exposure, angle=angle, disc=defocused)
         layer = layer * min(0.97, alpha * at_severity(severity, 0.85, 1.25))
         opacity = opacity + layer - opacity * layer
@@ -173,7 +175,7 @@ def dust(clip: torch.Tensor, severity: float, sampler: Sampler,
     optical = at_severity(severity, 0.35, 1.7) * (0.25 + 0.7 * distance) * (0.3 + 1.6 * cloud)
     clip = _through_air(clip, optical, airlight)
     heading = sampler.choice((0.0, math.pi)) + sampler.uniform(-0.5, 0.5)
-    for shade, crowd, alpha in ((0.5, 0.0012, 0.35), (1.2, 0.003, 0.5)):
+    for shade, crowd, alpha in ((0.6, 0.001, 0.25), (1.2, 0.003, 0.4)):
         speed = sampler.uniform(4, 14) * scale
         step = torch.tensor([[speed * math.cos(heading), speed * math.sin(heading)]],
                             device=clip.device)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 PHOTO_SHORT_SIDE = 768
 TEXTURE_SHORT_SIDE = 512
@@ -276,10 +276,11 @@ def collect(output: Path, scratch: Path, sources: tuple[ImagerySource, ...] = SO
                 refused += 1
                 continue
             try:
-                image = Image.open(io.BytesIO(read()))
+                image: Image.Image = Image.open(io.BytesIO(read()))
                 if min(image.size) < source.minimum_side and source.kind == 'photos':
                     continue
-                if image.format == 'JPEG':  # decode big photographs at reduced size
+                if isinstance(image, ImageFile.ImageFile) and image.format == 'JPEG':
+                    # Big photographs are decoded at reduced size.
                     image.draft('RGB', (2 * PHOTO_SHORT_SIDE, 2 * PHOTO_SHORT_SIDE))
                 classified = classify(image, source.kind)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
