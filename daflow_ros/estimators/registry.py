@@ -61,6 +61,28 @@ _ROWS = (
         'raft_small', 'RAFT small, official checkpoints', 'BSD-3-Clause', 'user',
         'princeton-vl raft-small.pth or torchvision raft_small', False, False,
     ),
+    EstimatorInfo(
+        'sea_raft_s', 'SEA-RAFT S, official checkpoints', 'BSD-3-Clause', 'user',
+        'princeton-vl SEA-RAFT S, .pth or safetensors', True, False,
+    ),
+    EstimatorInfo(
+        'sea_raft_m', 'SEA-RAFT M, official checkpoints', 'BSD-3-Clause', 'user',
+        'princeton-vl SEA-RAFT M, .pth or safetensors', True, False,
+    ),
+    EstimatorInfo(
+        'sea_raft_l', 'SEA-RAFT L: the weights of M, 12 iterations', 'BSD-3-Clause', 'user',
+        'princeton-vl SEA-RAFT M, .pth or safetensors', True, False,
+    ),
+    EstimatorInfo(
+        'daflow', 'DA-Flow at the size of the paper',
+        'DiT4SR (non-commercial), SD3.5 (Stability Community), RAFT (BSD-3-Clause)', 'user',
+        'a folder that `daflow convert` made and training finished', True, True,
+    ),
+    EstimatorInfo(
+        'daflow_zero_shot', "matching by the transformer's queries and keys alone, untrained",
+        'DiT4SR (non-commercial), SD3.5 (Stability Community)', 'user',
+        'a folder that `daflow convert` made', False, True,
+    ),
 )  # fmt: skip
 
 #: Every estimator by name.
@@ -133,10 +155,13 @@ def load_estimator(
             from daflow_ros.estimators.raft import raft_estimator
 
             return raft_estimator(name, path, device, **options)
+        from daflow_ros.estimators.daflow import daflow_estimator, sea_raft_estimator
+
+        make = sea_raft_estimator if name.startswith('sea_raft') else daflow_estimator
+        return make(name, path, device, **options)
     except EstimatorError:
         raise
     except TypeError as error:
         raise EstimatorError(f'{name}: {error}') from error
     except (ValueError, OSError) as error:
         raise EstimatorError(f'{name}: {error}') from error
-    raise EstimatorError(f'{name} cannot be made')  # pragma: no cover

@@ -6,8 +6,8 @@ flow, ConvNeXt blocks replace the GRU, and a head predicts a mixture of two Lapl
 of the error (its section 3.2), from which the confidence comes.
 
 Shapes: images ``(B, 3, H, W)`` in [-1, 1] with H and W divisible by 8; flow ``(B, 2, H, W)`` px.
-Encoders, motion encoder, correlation and upsampling are RAFT's (`raft.py`); `load_sea_raft` renames
-the parameters of the official checkpoints (princeton-vl/SEA-RAFT, ``.pth`` or safetensors).
+Encoders, motion encoder, correlation and upsampling are those of RAFT (`raft.py`); `load_sea_raft`
+renames the parameters of the official checkpoints (princeton-vl/SEA-RAFT, pth or safetensors).
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class SEARAFT(ModelMixin, ConfigMixin):
             fmap1, fmap2 = self.fnet(torch.cat([image1, image2])).chunk(2)
             scale = 1 / math.sqrt(2 * self.dim)
             pyramid = CorrelationPyramid(fmap1, fmap2, 4, self.radius, scale)
-            grid = coords_grid(len(flow), *flow.shape[-2:], flow.device)
+            grid = coords_grid(len(flow), flow.shape[-2], flow.shape[-1], flow.device)
         for _ in range(count):
             flow = flow.detach()
             corr = pyramid.lookup(grid + flow)
