@@ -223,6 +223,21 @@ def test_slow_weather_changes_slowly(name):
     assert np.mean(within) < 0.35 * np.mean(between)
 
 
+@pytest.mark.parametrize('name', ('rain', 'snow', 'fog', 'dust', 'spatter', 'glare', 'flicker',
+                                  'brightness', 'motion_blur', 'jpeg', 'contrast', 'glass_blur'))
+def test_a_long_clip_in_pieces_is_the_whole(name):
+    clip = still(5, 48, 64)
+    whole = degrade(clip, name, 4, seed=3)
+    pieces = [degrade(clip[:2], name, 4, 3), degrade(clip[2:], name, 4, 3, start=2)]
+    tolerance = 8 if name == 'fog' else 1  # fog has a little noise, new in each frame
+    assert np.abs(whole.astype(int) - np.concatenate(pieces)).max() <= tolerance
+
+
+def test_noise_does_not_repeat_from_piece_to_piece():
+    clip = still(2, 48, 64)
+    assert (degrade(clip, 'noise', 3, 1) != degrade(clip, 'noise', 3, 1, start=2)).mean() > 0.8
+
+
 def test_sensor_noise_is_new_in_each_frame():
     plain = np.full((2, 96, 128, 3), 120, np.uint8)
     for name in ('noise', 'gaussian_noise', 'night'):
@@ -285,7 +300,7 @@ def test_contact_sheet(tmp_path, capsys):
     sheet.parent.mkdir()
     assert run_command(tmp_path, '--output', sheet, '--names', 'rain,night', '--width', 64) == 0
     image = cv2.imread(str(sheet))
-    assert image.shape == (3 * (48 + 14), 4 * 66, 3)
+    assert image.shape == (3 * (48 + 14), 4 * 66, 3)  # clean and two rows; 1, 3, 5, 5 again
     clean, rainy = image[14:62, :64], image[76:124, 132:196]
     assert np.abs(clean.astype(int) - rainy).mean() > 10
     assert run_command(tmp_path, '--names', 'drizzle') == 1

@@ -54,7 +54,10 @@ def read_clip(path: Path, frames: int, width: int) -> np.ndarray:
 
 
 def draw_sheet(clip: np.ndarray, names: list[str], width: int, seed: int) -> np.ndarray:
-    """uint8 sheet: a row for each degradation; severities 1, 3, 5, then successive frames at 5."""
+    """uint8 sheet: a row for each degradation; severities 1, 3, 5, then successive frames at 5.
+
+    More than ten rows are set in two columns.
+    """
     from PIL import Image, ImageDraw
 
     from daflow_ros.degradation import degrade
@@ -63,12 +66,15 @@ def draw_sheet(clip: np.ndarray, names: list[str], width: int, seed: int) -> np.
     height = round(full_height * width / full_width)
     columns = len(SEVERITIES) + frames - 1
     caption = 14
-    sheet = Image.new('RGB', (columns * (width + 2), (len(names) + 1) * (height + caption)),
-                      'white')
+    blocks = 1 if len(names) < 10 else 2
+    rows = -(-(len(names) + 1) // blocks)
+    block_width = columns * (width + 2) + 8
+    sheet = Image.new('RGB', (blocks * block_width - 8, rows * (height + caption)), 'white')
     pen = ImageDraw.Draw(sheet)
 
     def place(image: np.ndarray, row: int, column: int, text: str) -> None:
-        left, top = column * (width + 2), row * (height + caption)
+        left = row // rows * block_width + column * (width + 2)
+        top = row % rows * (height + caption)
         tile = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
         sheet.paste(tile, (left, top + caption))
         pen.text((left + 2, top + 1), text, fill='black')

@@ -50,7 +50,8 @@ def night(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor
     # Photons: full scale is a well of `well` electrons; read noise in electrons.
     well, read = at_severity(severity, 2500, 500), at_severity(severity, 2, 5)
     deviation = torch.sqrt(linear / well + (read / well) ** 2)
-    measured = linear + deviation * sampler.randn(*clip.shape)
-    measured = measured + read / well * 0.12 * sampler.randn(frames, 1, height, 1)  # banding
+    measured = linear + deviation * sampler.normal_noise(*clip.shape)
+    rows = sampler.normal_noise(frames, 1, height, 1)  # read-out banding
+    measured = measured + 0.12 * read / well * rows
     gain = ambient ** -at_severity(severity, 0.5, 0.62)
     return (measured * gain).clamp_(1e-5, 1).pow(1 / 2.2)

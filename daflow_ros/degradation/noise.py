@@ -10,7 +10,7 @@ from daflow_ros.degradation.sampling import Sampler
 
 def _normal(clip: torch.Tensor, sampler: Sampler, grey: bool) -> torch.Tensor:
     frames, channels, height, width = clip.shape
-    return sampler.randn(frames, 1 if grey else channels, height, width)
+    return sampler.normal_noise(frames, 1 if grey else channels, height, width)
 
 
 def gaussian_noise(clip: torch.Tensor, sigma: torch.Tensor | float, sampler: Sampler,
@@ -36,6 +36,6 @@ def speckle_noise(clip: torch.Tensor, sigma: float, sampler: Sampler) -> torch.T
 def impulse_noise(clip: torch.Tensor, share: float, sampler: Sampler) -> torch.Tensor:
     """Black and white pixels; share of the pixels in [0, 1]."""
     frames, _, height, width = clip.shape
-    draw = sampler.rand(frames, 1, height, width)
+    draw = sampler.uniform_noise(frames, 1, height, width)
     clip = torch.where(draw < share / 2, torch.zeros_like(clip), clip)
     return torch.where(draw > 1 - share / 2, torch.ones_like(clip), clip)

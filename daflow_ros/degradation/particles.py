@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers of falling particles, and drops on the lens.
+"""Layers of falling particles, drifting clouds, and drops on the lens.
 
 A layer is a sparse set of points on a canvas larger than the image, given its shape (streak,
 flake) by a transfer function and its motion by a phase shift: every frame shows the same
@@ -32,8 +32,8 @@ def moving_layer(size: tuple[int, int], density: float, offsets: torch.Tensor, s
     rows, columns = (filters.fast_size(n + _MARGIN) for n in (height, width))
     count = max(1, round(density * rows * columns))
     points = torch.zeros(rows * columns, device=sampler.device)
-    where = (sampler.rand(count) * (rows * columns)).long()
-    points.index_add_(0, where, 0.25 + 0.75 * sampler.rand(count))
+    where = (sampler.fixed_uniform(count) * (rows * columns)).long()
+    points.index_add_(0, where, 0.25 + 0.75 * sampler.fixed_uniform(count))
     fx, fy = filters.frequencies(rows, columns, sampler.device)
     extent = torch.tensor([radius], device=sampler.device)
     if disc:
@@ -48,12 +48,37 @@ def moving_layer(size: tuple[int, int], density: float, offsets: torch.Tensor, s
         transfer = transfer * filters.line(fx, fy, extent * 0 + streak, direction)
         peak = min(peak, 1 / (streak * radius * math.sqrt(2 * math.pi)))
     spectrum = torch.fft.rfft2(points.view(rows, columns)) * transfer[0] / peak
+    return _shifted(spectrum, (rows, columns), size, offsets).clamp_(0, 1)
+
+
+def _shifted(spectrum: torch.Tensor, canvas: tuple[int, int], size: tuple[int, int],
+             offsets: torch.Tensor) -> torch.Tensor:
+    """(F, 1, H, W) middle of a periodic canvas, displaced by offsets (F, 2)."""
+    fx, fy = filters.frequencies(*canvas, spectrum.device)
     x, y = offsets[:, 0, None, None], offsets[:, 1, None, None]
     phase = -2 * math.pi * (fx * x + fy * y)
-    shifted = spectrum * torch.polar(torch.ones_like(phase), phase)
-    layer = torch.fft.irfft2(shifted, s=(rows, columns))
-    top, left = (rows - height) // 2, (columns - width) // 2
-    return layer[:, None, top:top + height, left:left + width].clamp_(0, 1)
+    moved = torch.fft.irfft2(spectrum * torch.polar(torch.ones_like(phase), phase), s=canvas)
+    top, left = ((c - n) // 2 for c, n in zip(canvas, size, strict=True))
+    return moved[:, None, top:top + size[0], left:left + size[1]]
+
+
+def cloud_field(size: tuple[int, int], cell: float, offsets: torch.Tensor, sampler: Sampler,
+                octaves: int = 3) -> torch.Tensor:
+    """(F, 1, H, W) smooth random field about 0.5 in [0, 1], displaced by offsets (F, 2) in px.
+
+    cell: size in px of the coarsest structure; each octave halves size and strength.
+    """
+    rows, columns = (filters.fast_size(n + _MARGIN) for n in size)
+    fx, fy = filters.frequencies(rows, columns, sampler.device)
+    squared = fx ** 2 + fy ** 2
+    transfer = torch.zeros_like(squared)
+    for octave in range(octaves):
+        sigma = cell / 2.5 / 2 ** octave
+        # A Gaussian of unit energy is 2 sqrt(pi) sigma times one of unit sum.
+        transfer += 0.5 ** octave * sigma * torch.exp(-2 * math.pi ** 2 * sigma ** 2 * squared)
+    transfer *= 2 * math.sqrt(math.pi) / math.sqrt(sum(0.25 ** o for o in range(octaves)))
+    spectrum = torch.fft.rfft2(sampler.fixed_normal(rows, columns)) * transfer
+    return _shifted(spectrum, (rows, columns), size, offsets).mul_(0.2).add_(0.5).clamp_(0, 1)
 
 
 def lens_drops(clip: torch.Tensor, count: int, radius: tuple[float, float],
@@ -80,7 +105,7 @@ def lens_drops(clip: torch.Tensor, count: int, radius: tuple[float, float],
         speed = slide * sampler.uniform(0.3, 1) if sampler.chance(0.25) else 0.0
         reach = int(r * 1.6) + 2
         for index in range(frames):
-            y0 = cy + speed * index
+            y0 = cy + speed * (sampler.start + index)
             top, bottom = max(0, int(y0) - reach), min(height, int(y0) + reach)
             left, right = max(0, int(cx) - reach), min(width, int(cx) + reach)
             if top >= bottom or left >= right:

@@ -69,7 +69,7 @@ def _check(clip: torch.Tensor, name: str) -> None:
     if clip.ndim != 5 or clip.shape[2] != 3 or not clip.is_floating_point():
         raise ValueError(f'expected a float clip (B, F, 3, H, W), got {clip.dtype} '
                          f'{tuple(clip.shape)}')
-    if min(clip.shape[-2:]) < 32:
+    if clip.shape[1] < 1 or min(clip.shape[-2:]) < 32:
         raise ValueError(f'frames must be at least 32 px high and wide, got {clip.shape[-2:]}')
 
 
@@ -90,15 +90,16 @@ def _seeds(count: int, generator: torch.Generator) -> list[int]:
 
 @torch.no_grad()
 def apply_degradation(clip: torch.Tensor, name: str, severity: float | torch.Tensor,
-                      generator: torch.Generator,
-                      depth: torch.Tensor | None = None) -> torch.Tensor:
+                      generator: torch.Generator, depth: torch.Tensor | None = None,
+                      start: int = 0) -> torch.Tensor:
     """Degrade a batch of clips.
 
     clip: (B, F, 3, H, W) float RGB in [0, 1], H and W at least 32; severity: in [1, 5], one or
     (B,); depth: (B, F, H, W) or (B, F, 1, H, W), larger is farther, any unit, used by rain, fog,
     snow and dust instead of an invented one. The generator gives one seed for each sample, so a
-    sample does not depend on its neighbours. Returns the same shape, in [0, 1]. Nothing moves the
-    image: the flow of the clean clip stays the ground truth. Raises ValueError.
+    sample does not depend on its neighbours. start: number of the first frame within a longer
+    clip that is degraded piece by piece with the same seed. Returns the same shape, in [0, 1].
+    Nothing moves the image: the flow of the clean clip stays the ground truth. Raises ValueError.
     """
     _check(clip, name)
     batch = clip.shape[0]
@@ -107,7 +108,7 @@ def apply_degradation(clip: torch.Tensor, name: str, severity: float | torch.Ten
         depth = depth.reshape(batch, clip.shape[1], 1, *clip.shape[-2:]).to(clip)
     clip32 = clip.float()
     degraded = [
-        _one(clip32[index], name, severities[index], Sampler(seed, clip.device),
+        _one(clip32[index], name, severities[index], Sampler(seed, clip.device, start),
              None if depth is None else depth[index].float())
         for index, seed in enumerate(_seeds(batch, generator))]
     return torch.stack(degraded).to(clip.dtype)
@@ -146,10 +147,13 @@ def random_degradation(clip: torch.Tensor, generator: torch.Generator) -> torch.
     return torch.stack(degraded).clamp_(0, 1).to(clip.dtype)
 
 
-def degrade(clip: np.ndarray, name: str, severity: float, seed: int) -> np.ndarray:
+def degrade(clip: np.ndarray, name: str, severity: float, seed: int,
+            start: int = 0) -> np.ndarray:
     """Degrade a clip of images: uint8 (F, H, W, 3) RGB to the same, repeatable by seed.
 
-    A single image (H, W, 3) is taken as a clip of one frame. Raises ValueError.
+    A single image (H, W, 3) is taken as a clip of one frame. A recording too long for memory is
+    degraded in pieces: start is the number of a piece's first frame, and weather goes on where
+    the last piece left it (a video codec begins anew). Raises ValueError.
     """
     single = clip.ndim == 3
     frames = clip[None] if single else clip
@@ -157,6 +161,6 @@ def degrade(clip: np.ndarray, name: str, severity: float, seed: int) -> np.ndarr
         raise ValueError(f'expected uint8 (F, H, W, 3), got {clip.dtype} {clip.shape}')
     tensor = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)[None].float() / 255
     generator = torch.Generator().manual_seed(seed)
-    degraded = apply_degradation(tensor, name, severity, generator)[0]
+    degraded = apply_degradation(tensor, name, severity, generator, start=start)[0]
     array = (degraded * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return np.ascontiguousarray(array[0] if single else array)

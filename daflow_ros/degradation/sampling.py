@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
-from torch.nn import functional as F
 
 T = TypeVar('T')
 
@@ -16,13 +15,17 @@ class Sampler:
     """Every random draw of one clip, from one seed.
 
     Parameters come from a generator on the CPU, so that they are the same on every device; large
-    noise comes from a generator on the clip's device.
+    noise comes from generators on the clip's device. start is the clip's first frame within a
+    longer one: with the same seed, walks go on and fields and particles keep their place, so a
+    long recording may be degraded in pieces.
     """
 
-    def __init__(self, seed: int, device: torch.device | str = 'cpu') -> None:
+    def __init__(self, seed: int, device: torch.device | str = 'cpu', start: int = 0) -> None:
         self.device = torch.device(device)
+        self.start = start
         self._scalars = torch.Generator().manual_seed(seed)
-        self._noise = torch.Generator(self.device).manual_seed(seed ^ 0x5DEECE66D)
+        self._fixed = torch.Generator(self.device).manual_seed(seed ^ 0x5DEECE66D)
+        self._frames = torch.Generator(self.device).manual_seed(seed + 0x9E3779B9 * (1 + start))
 
     def uniform(self, low: float, high: float) -> float:
         """A float in [low, high)."""
@@ -41,42 +44,44 @@ class Sampler:
         w = torch.ones(len(values)) if weights is None else torch.tensor(weights)
         return values[int(torch.multinomial(w, 1, generator=self._scalars))]
 
-    def walk(self, frames: int, low: float, high: float, step: float = 0.15) -> torch.Tensor:
+    def walk(self, frames: int, low: float, high: float, step: float = 0.15,
+             history: bool = False) -> torch.Tensor:
         """(F,) random walk inside [low, high]; step is the largest move, as a part of the range.
 
-        Moves are reflected at the ends, as parameters are in RealBasicVSR's degradations.
+        Moves are reflected at the ends, as parameters are in RealBasicVSR's degradations. With
+        history the walk begins at frame 0: (start + F,).
         """
-        position = self.uniform(0, 1)
+        # A generator of its own: what is drawn next must not depend on the clip's length.
+        own = torch.Generator().manual_seed(self.integer(0, 2 ** 31))
+        moves = torch.rand(self.start + frames, generator=own).tolist()
+        position = moves[0]
         values = []
-        for _ in range(frames):
+        for move in moves:
             values.append(low + (high - low) * position)
-            position += self.uniform(-step, step)
-            position = 1 - abs(1 - abs(position)) if position > 1 else abs(position)
-        return torch.tensor(values, device=self.device)
+            position = abs(position + step * (2 * move - 1))
+            position = 1 - abs(1 - position)
+        return torch.tensor(values if history else values[self.start:], device=self.device)
 
-    def rand(self, *size: int) -> torch.Tensor:
-        """Uniform values in [0, 1) on the clip's device."""
-        return torch.rand(size, generator=self._noise, device=self.device)
+    def times(self, frames: int) -> torch.Tensor:
+        """(F,) frame numbers, from start on."""
+        return torch.arange(self.start, self.start + frames, device=self.device,
+                            dtype=torch.float32)
 
-    def randn(self, *size: int) -> torch.Tensor:
-        """Standard normal values on the clip's device."""
-        return torch.randn(size, generator=self._noise, device=self.device)
+    def fixed_uniform(self, *size: int) -> torch.Tensor:
+        """Uniform values in [0, 1), the same for every piece of a clip."""
+        return torch.rand(size, generator=self._fixed, device=self.device)
 
-    def field(self, height: int, width: int, cell: float, octaves: int = 3) -> torch.Tensor:
-        """(H, W) smooth random field in [0, 1]: value noise, coarsest cell in px."""
-        total = torch.zeros(1, 1, height, width, device=self.device)
-        weight, norm = 1.0, 0.0
-        for octave in range(octaves):
-            size = max(2.0, cell / 2 ** octave)
-            rows, columns = int(height / size) + 3, int(width / size) + 3
-            noise = F.interpolate(self.rand(1, 1, rows, columns),
-                                  size=(round(rows * size), round(columns * size)),
-                                  mode='bicubic', align_corners=False)
-            top, left = round(size * self.uniform(0.5, 1)), round(size * self.uniform(0.5, 1))
-            total += weight * noise[..., top:top + height, left:left + width]
-            norm += weight
-            weight *= 0.5
-        return (total[0, 0] / norm).clamp(0, 1)
+    def fixed_normal(self, *size: int) -> torch.Tensor:
+        """Standard normal values, the same for every piece of a clip."""
+        return torch.randn(size, generator=self._fixed, device=self.device)
+
+    def uniform_noise(self, *size: int) -> torch.Tensor:
+        """Uniform values in [0, 1), new for every frame."""
+        return torch.rand(size, generator=self._frames, device=self.device)
+
+    def normal_noise(self, *size: int) -> torch.Tensor:
+        """Standard normal values, new for every frame."""
+        return torch.randn(size, generator=self._frames, device=self.device)
 
 
 def at_severity(severity: float, mild: float, heavy: float) -> float:

@@ -64,7 +64,7 @@ def glass_blur(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.T
     """Rough glass before the lens: pixels scattered by an offset that stays in place."""
     _, _, height, width = clip.shape
     reach = at_severity(severity, 0.8, 4.0)
-    offset = filters.blur(sampler.randn(1, 2, height, width), 0.7)[0]
+    offset = filters.blur(sampler.fixed_normal(1, 2, height, width), 0.7)[0]
     offset = (offset / offset.std() * reach * 0.6).clamp(-2 * reach, 2 * reach)
     grid = F.affine_grid(torch.eye(2, 3, device=clip.device)[None], [1, 1, height, width],
                          align_corners=False)
@@ -147,9 +147,9 @@ def brightness(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.T
 
 
 def contrast(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor:
-    """Contrast lost about the clip's mean."""
+    """Contrast lost about each frame's mean."""
     keep = at_severity(severity, 0.6, 0.1) * sampler.walk(len(clip), 0.9, 1.1)
-    mean = clip.mean()
+    mean = clip.mean((1, 2, 3), keepdim=True)
     return (mean + (clip - mean) * keep[:, None, None, None]).clamp_(0, 1)
 
 
@@ -166,8 +166,7 @@ def flicker(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tens
     amount = at_severity(severity, 0.06, 0.4)
     gain = 1 + amount * sampler.walk(frames, -1, 1, 1.0)
     rows = torch.arange(height, device=clip.device) / height
-    phase = sampler.uniform(0, 1) + sampler.uniform(0.1, 0.4) * torch.arange(
-        frames, device=clip.device)
+    phase = sampler.uniform(0, 1) + sampler.uniform(0.1, 0.4) * sampler.times(frames)
     bands = torch.cos(2 * math.pi * (sampler.uniform(0.7, 2.5) * rows[None] + phase[:, None]))
     factor = gain[:, None] * (1 + 0.6 * amount * bands)
     gamma = 2 ** (amount * sampler.walk(frames, -1, 1, 0.8))

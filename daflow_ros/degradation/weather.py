@@ -13,7 +13,7 @@ import math
 import torch
 
 from daflow_ros.degradation import filters, noise
-from daflow_ros.degradation.particles import lens_drops, moving_layer
+from daflow_ros.degradation.particles import cloud_field, lens_drops, moving_layer
 from daflow_ros.degradation.sampling import Sampler, at_severity
 
 
@@ -28,21 +28,16 @@ def _colour(values: tuple[float, float, float], clip: torch.Tensor) -> torch.Ten
 def _drifting_field(clip: torch.Tensor, cell: float, speed: float,
                     sampler: Sampler) -> torch.Tensor:
     """(F, 1, H, W) smooth field in [0, 1] that drifts `speed` px a frame."""
-    frames, _, height, width = clip.shape
     angle = sampler.uniform(0, 2 * math.pi)
-    dx, dy = speed * math.cos(angle), speed * math.sin(angle)
-    reach = math.ceil(speed * frames) + 2
-    field = sampler.field(height + reach, width + reach, cell)[None, None]
-    views = []
-    for index in range(frames):
-        x = dx * index if dx >= 0 else -dx * (frames - index)
-        y = dy * index if dy >= 0 else -dy * (frames - index)
-        left, top = int(x), int(y)
-        view = field[..., top:top + height + 1, left:left + width + 1]
-        fx, fy = x - left, y - top
-        view = view[..., :-1] * (1 - fx) + view[..., 1:] * fx
-        views.append(view[:, :, :-1] * (1 - fy) + view[:, :, 1:] * fy)
-    return torch.cat(views)
+    velocity = torch.tensor([speed * math.cos(angle), speed * math.sin(angle)],
+                            device=clip.device)
+    offsets = velocity * sampler.times(len(clip))[:, None]
+    return cloud_field((clip.shape[-2], clip.shape[-1]), cell, offsets, sampler)
+
+
+def _travelled(step: torch.Tensor, frames: int) -> torch.Tensor:
+    """(F, 2) displacement since frame 0 of the last F frames; step: (start + F, 2) px a frame."""
+    return (torch.cumsum(step, 0) - step[:1])[-frames:]
 
 
 def _distance(clip: torch.Tensor, depth: torch.Tensor | None, sampler: Sampler,
@@ -105,7 +100,7 @@ def rain(clip: torch.Tensor, severity: float, sampler: Sampler,
     drop_count = sampler.uniform(2, 9)
 
     heading = math.pi / 2 + sampler.uniform(-0.45, 0.45)
-    gust = sampler.walk(frames, -0.04, 0.04, 0.5)
+    gust = sampler.walk(frames, -0.04, 0.04, 0.5, history=True)
     exposure = sampler.uniform(0.45, 1.0)
     opacity = torch.zeros(frames, 1, height, width, device=device)
     #            speed px/frame, sigma, density per px, opacity
@@ -115,7 +110,7 @@ def rain(clip: torch.Tensor, severity: float, sampler: Sampler,
         angle = heading + sampler.uniform(-0.05, 0.05)
         directions = angle + gust
         step = speed * torch.stack([directions.cos(), directions.sin()], 1)
-        offsets = torch.cumsum(step, 0) - step[:1]
+        offsets = _travelled(step, frames)
         crowd *= at_severity(severity, 0.5, 2.2) / scale ** 2
         layer = moving_layer((height, width), crowd, offsets, sampler,
                              radius=radius * max(0.8, scale),
@@ -141,7 +136,7 @@ def snow(clip: torch.Tensor, severity: float, sampler: Sampler,
     clip = _through_air(clip, at_severity(severity, 0.08, 0.75) * (0.3 + distance), airlight)
     wind = sampler.uniform(-1.0, 1.0)
     exposure = sampler.uniform(0.2, 0.6)
-    sway = sampler.walk(frames, -0.3, 0.3, 0.3)
+    sway = sampler.walk(frames, -0.3, 0.3, 0.3, history=True)
     opacity = torch.zeros(frames, 1, height, width, device=clip.device)
     #            fall px/frame, radius, density per px, opacity, defocused
     for fall, radius, crowd, alpha, defocused in (
@@ -150,7 +145,7 @@ def snow(clip: torch.Tensor, severity: float, sampler: Sampler,
         fall *= scale * sampler.uniform(0.7, 1.3)
         drift = fall * (wind + sampler.uniform(-0.3, 0.3) + sway)
         step = torch.stack([drift, torch.full_like(drift, fall)], 1)
-        offsets = torch.cumsum(step, 0) - step[:1]
+        offsets = _travelled(step, frames)
         speed, angle = float(step[0].norm()), math.atan2(fall, float(drift[0]))
         crowd *= at_severity(severity, 0.35, 2.0) / scale ** 2
         layer = moving_layer((height, width), crowd, offsets, sampler,
@@ -179,7 +174,7 @@ def dust(clip: torch.Tensor, severity: float, sampler: Sampler,
         speed = sampler.uniform(4, 14) * scale
         step = torch.tensor([[speed * math.cos(heading), speed * math.sin(heading)]],
                             device=clip.device)
-        offsets = step * torch.arange(frames, device=clip.device)[:, None]
+        offsets = step * sampler.times(frames)[:, None]
         layer = moving_layer((height, width), crowd * at_severity(severity, 0.3, 1.5), offsets,
                              sampler, radius=0.6, streak=0.5 * speed, angle=heading)
         clip = clip + alpha * layer * (airlight * shade - clip)
@@ -196,11 +191,13 @@ def spatter(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tens
                           sampler.uniform(0, 2) * scale)
     height, width = clip.shape[-2:]
     # Splashes have a ragged outline: large blobs cut out of a finer noise field.
-    field = sampler.field(height, width, 26 * scale, octaves=4)
+    still = torch.zeros(1, 2, device=clip.device)
+    field = cloud_field((height, width), 34 * scale, still, sampler, octaves=5)[0, 0]
     share = at_severity(severity, 0.04, 0.34)
     level = torch.quantile(field.flatten()[::7], 1 - share)
     mud = torch.sigmoid((field - level) * 90)[None, None] * sampler.uniform(0.8, 0.97)
-    brown = _colour((0.26, 0.2, 0.13), clip) * (0.7 + 0.6 * sampler.field(height, width, 9, 2))
+    brown = _colour((0.26, 0.2, 0.13), clip) * (
+        0.7 + 0.6 * cloud_field((height, width), 9, still, sampler, 2))
     return (clip + mud * (brown - clip)).clamp_(0, 1)
 
 
