@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm import tqdm
 
@@ -127,7 +129,7 @@ def degrade_batch(clip: Clip, share: float, generator: torch.Generator) -> Tenso
         return clip.frames
     from daflow_ros.degradation import random_degradation
 
-    return random_degradation(clip.frames, generator, depth=clip.distance)
+    return random_degradation(clip.frames, generator)
 
 
 class FlowTrainer:
@@ -139,7 +141,11 @@ class FlowTrainer:
 
     def __init__(self, config: FlowTrainingConfig) -> None:
         self.config = config
-        self.accelerator = Accelerator(mixed_precision=config.precision)
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision,
+            # The transformer's last block is run only up to its tap.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
         device = self.accelerator.device
         torch.manual_seed(config.seed)
         self.network = build_network(config.model, config.start).to(device)
@@ -178,7 +184,11 @@ class FlowTrainer:
         self.network.load_state_dict(state['network'])
         self.averaged.load_state_dict(state['averaged'])
         self.optimizer.load_state_dict(state['optimizer'])
-        self.generator.set_state(state['generator'])
+        rank = self.accelerator.process_index
+        if rank == 0:
+            self.generator.set_state(state['generator'])
+        else:  # one file holds one generator: the others start anew, each its own
+            self.generator.manual_seed(self.config.seed + 7919 * rank + 104729 * state['step'])
         self.step, self.seconds = state['step'], state['seconds']
 
     def save(self) -> None:
@@ -216,7 +226,9 @@ class FlowTrainer:
         if float(draw) < config.warm_starts:
             start = warm_start(flow, self.generator)
         with self.accelerator.autocast():
-            output: FlowOutput = predict(self.model, 2 * frames - 1, config.iterations, start)
+            output: FlowOutput = predict(
+                self.model, 2 * frames - 1, config.iterations, start, self.generator
+            )
         loss, error = sequence_loss(output, flow, valid)
         figures = {'sequence': float(loss.detach()), 'epe': float(error.mean())}
         figures['epe_cold' if start is None else 'epe_warm'] = figures['epe']
@@ -259,14 +271,21 @@ class FlowTrainer:
         """Train to the last step, logging to ``log.csv``."""
         names = ['step', 'seconds', 'rate', 'sequence', 'epe', 'epe_cold', 'epe_warm']
         names += ['matching', 'nll', 'restoration', 'input_error', 'restored_error', 'gradient']
-        log = self.folder / 'log.csv'
+        main = self.accelerator.is_main_process
+        log = self.folder / 'log.csv' if main else Path(os.devnull)
         fresh = not log.exists()
         with log.open('a', newline='') as file:
             writer = csv.DictWriter(file, names, restval='')
             if fresh:
                 writer.writeheader()
             sums: dict[str, list[float]] = {}
-            bar = tqdm(total=self.config.steps, initial=self.step, unit='step', mininterval=5)
+            bar = tqdm(
+                total=self.config.steps,
+                initial=self.step,
+                unit='step',
+                mininterval=5,
+                disable=not main,
+            )
             while self.step < self.config.steps:
                 begin = time.monotonic()
                 for name, value in self.train_step().items():

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from daflow_ros.models.daflow import DAFLOW_TINY, DAFlow
@@ -54,14 +55,33 @@ def build_network(name: str, start: str | None = None) -> RAFT | DAFlow:
 
 
 def predict(
-    model: nn.Module, frames: Tensor, iterations: int, initial_flow: Tensor | None = None
+    model: nn.Module,
+    frames: Tensor,
+    iterations: int,
+    initial_flow: Tensor | None,
+    generator: torch.Generator,
 ) -> FlowOutput:
-    """Flow of the last pair of each clip ``(B, F, 3, H, W)`` in [-1, 1]."""
+    """Flow of the last pair of each clip ``(B, F, 3, H, W)`` in [-1, 1].
+
+    A DA-Flow starts from new noise each time (by ``generator``), lest it learns one pattern of it
+    that belongs to one image size.
+    """
     inner = getattr(model, 'module', model)
     output: FlowOutput
     if isinstance(inner, DAFlow):
+        b, f, _, h, w = frames.shape
+        factor = inner.latent.factor
+        noise = torch.randn(
+            (b * f, inner.latent.channels, h // factor, w // factor),
+            generator=generator,
+            device=frames.device,
+        )
         output = model(
-            frames, iterations=iterations, initial_flow=initial_flow, last_pair_only=True
+            frames,
+            iterations=iterations,
+            initial_flow=initial_flow,
+            noise=noise,
+            last_pair_only=True,
         )
     else:
         output = model(frames[:, -2], frames[:, -1], iterations, initial_flow)

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Estimators recover a known translation, refuse what they cannot use, and say why."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from daflow_ros import EstimatorError, load_estimator
+from daflow_ros.estimators import ESTIMATORS, default_estimator
+from daflow_ros.estimators.network import NetworkEstimator, laplace_confidence
+from daflow_ros.estimators.registry import shipped_weights
+from daflow_ros.models.raft import RAFT, RAFT_SMALL, RAFT_TINY
+
+
+def textured(height, width, seed=0):
+    noise = np.random.default_rng(seed).uniform(0, 255, (height // 4, width // 4, 3))
+    return cv2.resize(noise.astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def shifted(shift=(3, -2), height=96, width=128):
+    """Image pair whose flow is ``shift`` everywhere."""
+    big = textured(height + 32, width + 32)
+    u, v = shift
+    return big[16 : 16 + height, 16 : 16 + width].copy(), big[
+        16 - v : 16 - v + height, 16 - u : 16 - u + width
+    ].copy()
+
+
+@pytest.mark.parametrize('name', ['dis', 'dis_fast', 'farneback'])
+def test_opencv_estimators_recover_a_translation(name):
+    image1, image2 = shifted()
+    estimate = load_estimator(name).estimate(image1, image2)
+    assert estimate.flow.shape == (96, 128, 2) and estimate.flow.dtype == np.float32
+    inner = estimate.flow[16:-16, 16:-16]
+    np.testing.assert_allclose(np.median(inner, axis=(0, 1)), [3, -2], atol=0.3)
+    assert estimate.confidence is None and estimate.processing_time > 0
+
+
+@pytest.mark.parametrize('name', ['raft_tiny', 'daflow_tiny'])
+def test_shipped_models_recover_a_translation_and_tell_confidence(name):
+    if shipped_weights(name) is None:
+        pytest.skip(f'{name} is not shipped yet')
+    image1, image2 = shifted((5, -4), 128, 160)
+    estimate = load_estimator(name, device='cpu').estimate(image1, image2)
+    inner = estimate.flow[16:-16, 16:-16]
+    np.testing.assert_allclose(np.median(inner, axis=(0, 1)), [5, -4], atol=0.5)
+    assert estimate.confidence is not None and estimate.confidence.shape == (128, 160)
+    assert 0 <= estimate.confidence.min() and estimate.confidence.max() <= 1
+
+
+def test_default_is_the_shipped_model_or_dis():
+    assert default_estimator() == ('daflow_tiny' if shipped_weights('daflow_tiny') else 'dis')
+
+
+@pytest.mark.parametrize(
+    ('image1', 'image2', 'reason'),
+    [
+        (np.zeros((32, 32), np.uint8), np.zeros((32, 32), np.uint8), r'\(H, W, 3\)'),
+        (np.zeros((32, 32, 3)), np.zeros((32, 32, 3)), 'uint8'),
+        (np.zeros((32, 32, 3), np.uint8), np.zeros((32, 40, 3), np.uint8), 'differ in size'),
+        (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8), 'smaller than'),
+    ],
+)
+def test_unusable_pairs(image1, image2, reason):
+    with pytest.raises(EstimatorError, match=reason):
+        load_estimator('dis').estimate(image1, image2)
+
+
+def test_unusable_requests(tmp_path):
+    with pytest.raises(EstimatorError, match='unknown model'):
+        load_estimator('nothing')
+    with pytest.raises(EstimatorError, match='nothing is downloaded'):
+        load_estimator('raft')
+    with pytest.raises(EstimatorError, match='do not exist'):
+        load_estimator('raft', weights=tmp_path / 'absent.pth')
+    with pytest.raises(EstimatorError, match='preset'):
+        load_estimator('dis', preset='slow')
+    with pytest.raises(EstimatorError, match='colour'):
+        load_estimator('dis', colour=True)
+    with pytest.raises(EstimatorError, match='cannot be used'):
+        torch.save(RAFT(**RAFT_SMALL).state_dict(), tmp_path / 'small.pth')
+        load_estimator('raft_small', device='cuda:77', weights=tmp_path / 'small.pth')
+    with pytest.raises(EstimatorError, match='RAFT small, not raft'):
+        load_estimator('raft', device='cpu', weights=tmp_path / 'small.pth')
+
+
+class Evil:
+    """Would run code if a pickle of it were loaded."""
+
+    def __reduce__(self):
+        return (print, ('code ran',))
+
+
+def test_unsafe_and_broken_checkpoints(tmp_path, capsys):
+    torch.save({'state_dict': Evil()}, tmp_path / 'evil.pth')
+    (tmp_path / 'short.pth').write_bytes(b'PK\x03\x04')
+    state = RAFT(**RAFT_SMALL).state_dict()
+    state['fnet.conv1.weight'] = torch.zeros(32, 3, 5, 5)
+    torch.save(state, tmp_path / 'shape.pth')
+    del state['fnet.conv1.weight']
+    torch.save(state, tmp_path / 'missing.pth')
+    for file, reason in (
+        ('evil', 'evil.pth'),
+        ('short', 'short.pth'),
+        ('shape', r'fnet.conv1.weight: \(32, 3, 5, 5\) instead of \(32, 3, 7, 7\)'),
+        ('missing', 'missing, first fnet.conv1.weight'),
+    ):
+        with pytest.raises(EstimatorError, match=reason):
+            load_estimator('raft_small', device='cpu', weights=tmp_path / f'{file}.pth')
+    assert 'code ran' not in capsys.readouterr().out
+
+
+def test_network_estimator_pads_any_size_and_uses_the_initial_flow(tmp_path):
+    torch.manual_seed(0)
+    network = RAFT(**RAFT_TINY).eval()
+    with torch.no_grad():  # updates of zero: what goes in comes out
+        network.update_block.flow_head.conv2.weight.zero_()
+        network.update_block.flow_head.conv2.bias.zero_()
+    estimator = NetworkEstimator(
+        'raft_tiny',
+        network,
+        lambda frames, n, start: network(frames[:, -2], frames[:, -1], n, start),
+        'test',
+        device='cpu',
+        pyramid=2,
+    )
+    image1, image2 = shifted(height=75, width=101)
+    start = np.broadcast_to(np.float32([4, -8]), (75, 101, 2))
+    estimate = estimator.estimate(image1, image2, iterations=2, initial_flow=start)
+    assert estimate.flow.shape == (75, 101, 2) and estimate.iterations == 2
+    # Convex weights of a constant field give the constant, but for the zero border of unfold.
+    np.testing.assert_allclose(estimate.flow[12:-12, 12:-12], start[12:-12, 12:-12], atol=1e-3)
+    with pytest.raises(EstimatorError, match='1 to 64'):
+        estimator.estimate(image1, image2, iterations=0)
+    with pytest.raises(EstimatorError, match='initial_flow'):
+        estimator.estimate(image1, image2, initial_flow=start[1:])
+
+
+def test_flow_that_is_not_finite_is_an_error():
+    network = RAFT(**RAFT_TINY).eval()
+    with torch.no_grad():
+        network.update_block.flow_head.conv2.bias.fill_(float('nan'))
+    estimator = NetworkEstimator(
+        'raft_tiny',
+        network,
+        lambda frames, n, start: network(frames[:, -2], frames[:, -1], n, start),
+        'test',
+        device='cpu',
+    )
+    with pytest.raises(EstimatorError, match='not finite'):
+        estimator.estimate(*shifted(), iterations=1)
+
+
+def test_confidence_is_the_probability_of_a_small_error():
+    # All weight on the fixed 1 px component: 1 - exp(-3).
+    raw = torch.tensor([-50.0, 50.0, 2.0]).reshape(1, 3, 1, 1)
+    assert float(laplace_confidence(raw)) == pytest.approx(1 - np.exp(-3), rel=1e-4)
+    raw = torch.tensor([50.0, -50.0, np.log(30.0)]).reshape(1, 3, 1, 1)
+    assert float(laplace_confidence(raw)) == pytest.approx(1 - np.exp(-0.1), rel=1e-4)
+
+
+def test_table_has_licence_and_source_for_every_model():
+    for name, info in ESTIMATORS.items():
+        assert info.name == name and info.licence and info.weights in ('none', 'shipped', 'user')
+        assert (info.weights == 'user') == bool(info.needs)

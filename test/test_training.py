@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training repeats from a seed, resumes to the step, and its losses are what they claim."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from daflow_ros.models.raft import FlowOutput
+from daflow_ros.training.flow_training import (
+    FlowTrainer,
+    FlowTrainingConfig,
+    learning_rate_factor,
+    warm_start,
+)
+from daflow_ros.training.losses import laplace_nll, matching_loss, sequence_loss
+
+
+def config(folder, **changes):
+    settings = {
+        'model': 'raft_tiny',
+        'output': str(folder),
+        'steps': 4,
+        'decay': 2,
+        'batch': 1,
+        'size': 64,
+        'iterations': 2,
+        'save_every': 2,
+        'log_every': 1,
+        'warmup': 2,
+        'precision': 'no',
+    }
+    return FlowTrainingConfig(**{**settings, **changes})
+
+
+def losses(folder):
+    with (folder / 'log.csv').open() as file:
+        return [float(row['sequence']) for row in csv.DictReader(file)]
+
+
+def test_a_seed_gives_the_same_losses_and_a_resumed_run_continues_them(tmp_path):
+    FlowTrainer(config(tmp_path / 'whole')).run()
+    FlowTrainer(config(tmp_path / 'again')).run()
+    whole = losses(tmp_path / 'whole')
+    assert len(whole) == 4
+    assert losses(tmp_path / 'again') == whole
+    # Stop after two of the four steps of the same schedule, then go on in a new trainer.
+    first = FlowTrainer(config(tmp_path / 'parts'))
+    rows = []
+    for _ in range(2):
+        rows.append(first.train_step()['sequence'])
+    first.save()
+    second = FlowTrainer(config(tmp_path / 'parts'))
+    assert second.step == 2
+    second.run()
+    np.testing.assert_allclose([*rows, *losses(tmp_path / 'parts')], whole, rtol=1e-3)
+    a = torch.load(tmp_path / 'whole' / 'state.pt', weights_only=True)['averaged']
+    b = torch.load(tmp_path / 'parts' / 'state.pt', weights_only=True)['averaged']
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_state_of_another_model_is_refused(tmp_path):
+    FlowTrainer(config(tmp_path)).save()
+    with pytest.raises(ValueError, match='a run of raft_tiny'):
+        FlowTrainer(config(tmp_path, model='daflow_tiny'))
+
+
+def test_restoration_learns(tmp_path):
+    from daflow_ros.training.restoration import RestorationTrainer
+
+    trainer = RestorationTrainer(
+        config(tmp_path, model='daflow_tiny', degraded=0.0, learning_rate=2e-3, size=64, reuse=100)
+    )
+    before = trainer.train_step()['restoration']
+    for _ in range(14):
+        last = trainer.train_step()['restoration']
+    assert last < 0.9 * before
+
+
+def test_schedule():
+    settings = FlowTrainingConfig(steps=1000, decay=200, warmup=100)
+    assert learning_rate_factor(0, settings) == pytest.approx(0.01)
+    assert learning_rate_factor(500, settings) == 1.0
+    assert learning_rate_factor(900, settings) == pytest.approx(0.5)
+    assert learning_rate_factor(1000, settings) == 0.0
+
+
+def test_sequence_loss_of_the_truth_is_zero_and_weights_later_iterations_more():
+    flow = torch.full((1, 2, 32, 32), 4.0)
+    valid = torch.ones(1, 1, 32, 32)
+    low = torch.full((1, 2, 4, 4), 0.5)
+    exact = FlowOutput(flow, [low, low, low])
+    assert float(sequence_loss(exact, flow, valid)[0]) == 0
+    early = FlowOutput(flow, [low + 1, low, low])
+    late = FlowOutput(flow, [low, low + 1, low])
+    # One cell is 8 px; gamma^2 and gamma^1.
+    assert float(sequence_loss(early, flow, valid)[0]) == pytest.approx(8 * 0.64)
+    assert float(sequence_loss(late, flow, valid)[0]) == pytest.approx(8 * 0.8)
+
+
+def test_matching_loss_against_a_plain_cross_entropy():
+    h = w = 4
+    flow = torch.zeros(1, 2, 32, 32)
+    flow[:, 0] = 8.0  # exactly one cell to the right
+    logits = torch.randn(1, h * w, h * w, generator=torch.Generator().manual_seed(0))
+    visible = torch.ones(1, 1, 32, 32)
+    index = torch.arange(h * w).reshape(h, w)
+    source, target = index[:, :-1].flatten(), index[:, 1:].flatten()
+    expected = torch.nn.functional.cross_entropy(logits[0, source], target)
+    assert float(matching_loss(logits, flow, visible)) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_laplace_nll_against_the_density():
+    raw = torch.tensor([0.3, -0.2, 1.1]).reshape(1, 3, 1, 1)
+    flow, target = torch.zeros(1, 2, 1, 1), torch.tensor([0.7, -2.0]).reshape(1, 2, 1, 1)
+    weight = math.exp(0.3) / (math.exp(0.3) + math.exp(-0.2))
+    b = math.exp(1.1)
+
+    def one(scale):
+        return math.exp(-(0.7 + 2.0) / scale) / (2 * scale) ** 2
+
+    joint = weight * one(b) + (1 - weight) * one(1.0)
+    nll = float(laplace_nll(raw, flow, target, torch.ones(1, 1, 1, 1)))
+    independent = -sum(
+        math.log(
+            weight * math.exp(-e / b) / (2 * b) + (1 - weight) * math.exp(-e) / 2
+        )
+        for e in (0.7, 2.0)
+    )
+    assert nll == pytest.approx(independent, rel=1e-5)
+    assert nll != pytest.approx(-math.log(joint), rel=1e-3)
+
+
+def test_warm_start_is_the_true_flow_disturbed():
+    flow = torch.full((8, 2, 64, 64), 16.0)
+    start = warm_start(flow, torch.Generator().manual_seed(1))
+    assert start.shape == (8, 2, 8, 8)
+    assert 0.5 < float(start.median()) / 2 < 1.5
+    assert float(start.std()) > 0.05
