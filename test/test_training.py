@@ -140,3 +140,31 @@ def test_warm_start_is_the_true_flow_disturbed():
     assert start.shape == (8, 2, 8, 8)
     assert 0.5 < float(start.median()) / 2 < 1.5
     assert float(start.std()) > 0.05
+
+
+def test_paper_recipe_on_video_with_a_teacher(tmp_path):
+    cv2 = pytest.importorskip('cv2')
+    folder = tmp_path / 'videos' / 'one'
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    big = cv2.resize(rng.integers(0, 255, (30, 40, 3), np.uint8), (160, 120))
+    for i in range(4):
+        cv2.imwrite(str(folder / f'{i:03d}.png'), big[8 : 8 + 80, 20 - 2 * i : 120 - 2 * i])
+    trainer = FlowTrainer(
+        config(
+            tmp_path / 'run',
+            model='daflow_tiny',
+            video=str(tmp_path / 'videos'),
+            teacher='dis',
+            frames=3,
+            steps=1,
+        )
+    )
+    clip = trainer.scenes(2, trainer.generator)
+    assert clip.frames.shape == (2, 3, 3, 64, 64) and clip.flow.shape == (2, 2, 2, 64, 64)
+    # The picture window moves left, so the picture moves right by 2 px a frame.
+    np.testing.assert_allclose(clip.flow[..., 20:44, 20:44].mean(dim=(0, 1, 3, 4)), [2, 0], atol=0.2)
+    figures = trainer.train_step()
+    assert math.isfinite(figures['sequence'])
+    with pytest.raises(FileNotFoundError, match='no recording with'):
+        FlowTrainer(config(tmp_path / 'other', video=str(tmp_path / 'videos'), teacher='dis', size=96))

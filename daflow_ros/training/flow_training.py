@@ -11,6 +11,7 @@ import csv
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm import tqdm
 
+from daflow_ros.estimators import load_estimator
 from daflow_ros.models.raft import FlowOutput
 from daflow_ros.training.losses import laplace_nll, matching_loss, sequence_loss
 from daflow_ros.training.networks import build_network, predict
 from daflow_ros.training.scenes import Clip, SceneGenerator
 from daflow_ros.training.textures import TextureBank
+from daflow_ros.training.video_clips import VideoClips
 
 
 @dataclass
@@ -37,6 +40,9 @@ class FlowTrainingConfig:
         model: 'raft_tiny', 'daflow_tiny' or a folder written by ``save_pretrained``.
         start: folder whose weights start the run (a RAFT also starts a DA-Flow), or None.
         imagery: folder of photographs (``daflow imagery``), or None for procedural textures.
+        video: folder of clean recordings to train on instead of generated scenes, or None.
+        teacher, teacher_weights: estimator that gives the flow of such video.
+        frames: of a clip; the flow of its last pair is trained.
         output: folder of the run.
         steps: last step; decay: steps before it over which the learning rate falls to zero.
         batch, size: clips a step and device, and their side in px.
@@ -59,6 +65,10 @@ class FlowTrainingConfig:
     model: str = 'raft_tiny'
     start: str | None = None
     imagery: str | None = None
+    video: str | None = None
+    teacher: str = 'sea_raft_m'
+    teacher_weights: str | None = None
+    frames: int = 2
     output: str = 'runs/flow'
     steps: int = 20000
     decay: int = 4000
@@ -132,6 +142,17 @@ def degrade_batch(clip: Clip, share: float, generator: torch.Generator) -> Tenso
     return random_degradation(clip.frames, generator)
 
 
+def clip_source(
+    config: FlowTrainingConfig, device: torch.device
+) -> Callable[[int, torch.Generator], Clip]:
+    """Generated scenes, or clips of the user's own video with a teacher's flow."""
+    if config.video is None:
+        bank = TextureBank(config.imagery, device=device)
+        return SceneGenerator(bank, config.size, config.frames, reach=config.reach)
+    teacher = load_estimator(config.teacher, str(device), config.teacher_weights)
+    return VideoClips(config.video, teacher, config.size, config.frames)
+
+
 class FlowTrainer:
     """One run; :meth:`run` trains to ``config.steps``.
 
@@ -164,8 +185,7 @@ class FlowTrainer:
             groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
         )
         self.model, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
-        bank = TextureBank(config.imagery, device=device)
-        self.scenes = SceneGenerator(bank, config.size, reach=config.reach)
+        self.scenes = clip_source(config, device)
         self.generator = torch.Generator(device=device)
         self.generator.manual_seed(config.seed + 7919 * self.accelerator.process_index)
         self.step = 0
