@@ -195,7 +195,7 @@ def _hdf5() -> type:
         import h5py
     except ImportError as error:
         raise FlowFormatError('.flo5 needs h5py: pip install h5py') from error
-    return h5py.File  # type: ignore[no-any-return]
+    return h5py.File
 
 
 def _read_flo5(data: bytes) -> Flow:

@@ -37,7 +37,7 @@ def valid_error(flow: Array, gt: Array, valid: Mask | None = None) -> npt.NDArra
     return endpoint_error(prediction, gt)[known]
 
 
-def _mean(values: npt.NDArray[np.generic]) -> float:
+def _mean(values: npt.NDArray[np.floating] | Mask) -> float:
     return float(np.mean(values, dtype=np.float64)) if values.size else float('nan')
 
 

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``daflow evaluate``: models side by side on recordings and benchmarks, and a report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+HELP = 'measure models on a recording or benchmark and write a report'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument(
+        'sources', nargs='+', metavar='SOURCE',
+        help='rosbag2 (.mcap, .db3 or folder), ROS 1 .bag, video, folder of images, or the root '
+        'of a benchmark (Sintel, Spring, TartanAir, KITTI, Middlebury, FlyingChairs)',
+    )
+    parser.add_argument(
+        '--models', metavar='NAME[@WEIGHTS],...',
+        help='names of `daflow models`, with weights after @ (default: the default model and dis)',
+    )
+    parser.add_argument(
+        '--corrupt', metavar='NAME[:SEVERITY],...', default='',
+        help='degrade the source as well: rain:3,fog:2+4,paper; `weather` and `all` are groups '
+        '(severity 1 to 5, default 3; see `daflow degrade`)',
+    )
+    parser.add_argument(
+        '--output', '-o', metavar='DIR', default='evaluation',
+        help='report.html, report.md, summary.csv, results.json; a second run goes on from what '
+        'is there (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--require', metavar='CONDITIONS', default='',
+        help="limits for CI, such as 'epe<2.0,dis/outlier3<10,epe[rain:3]<4': exit status 1 "
+        'where one is not kept',
+    )
+    parser.add_argument('--topic', help='image topic, where a bag has several cameras')
+    parser.add_argument('--every', type=_positive, default=1, metavar='N', help='every N-th pair')
+    parser.add_argument('--limit', type=_positive, metavar='N', help='N pairs of a source at most')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    parser.add_argument(
+        '--iterations', type=_positive, metavar='N',
+        help="refinement iterations of all networks (default: each model's own)",
+    )
+    parser.add_argument('--seed', type=int, default=0, help='of the corruptions')
+    parser.add_argument(
+        '--proxies', action='store_true',
+        help='measure the proxies also where there is ground truth, and their rank correlation '
+        'with EPE (twice the time)',
+    )
+    parser.add_argument(
+        '--no-report', action='store_true', help='print the table and write JSON and CSV only'
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not at least 1')
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; 0, 1 where a requirement is not kept, 2 where nothing could be evaluated."""
+    from pathlib import Path
+
+    from daflow_ros.estimators import EstimatorError, default_estimator
+    from daflow_ros.evaluation import output, summary
+    from daflow_ros.evaluation.corruptions import parse_corruptions
+    from daflow_ros.evaluation.models import parse_models
+    from daflow_ros.evaluation.runner import Settings, SourceResult, evaluate_source
+    from daflow_ros.evaluation.sources import SourceError
+
+    models = args.models or ','.join(dict.fromkeys((default_estimator(), 'dis')))
+    try:
+        settings = Settings(
+            tuple(parse_models(models)), tuple(parse_corruptions(args.corrupt)), args.seed,
+            args.proxies, args.device, args.iterations, args.topic, args.every, args.limit,
+        )
+    except ValueError as error:
+        print(f'daflow evaluate: {error}', file=sys.stderr)
+        return 2
+    folder = Path(args.output)
+    results: list[SourceResult] = []
+    failed: dict[str, str] = {}
+    for source in args.sources:
+        try:
+            results.append(evaluate_source(source, settings, folder, _progress))
+        except EstimatorError as error:
+            print(f'daflow evaluate: {error}', file=sys.stderr)
+            return 2
+        except SourceError as error:
+            failed[source] = str(error)
+    for problem in [*failed.values(), *(f for result in results for f in result.failures)]:
+        print(f'not evaluated: {problem}', file=sys.stderr)
+    records = [record for result in results for record in result.records]
+    if not records:
+        return 2
+    verdicts = []
+    try:
+        verdicts = summary.check_requirements(args.require, records)
+    except summary.RequirementError as error:
+        print(f'daflow evaluate: --require: {error}', file=sys.stderr)
+        return 2
+    run_info = output.describe_run(settings, results, failed, sys.argv, verdicts)
+    output.write_results(folder, run_info, results)
+    print(output.text_table(records))
+    for sentence, holds in verdicts:
+        print(f'{"ok  " if holds else "FAIL"} {sentence}')
+    return 0 if all(holds for _, holds in verdicts) else 1
+
+
+def _progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
