@@ -117,7 +117,7 @@ def test_batch_equals_single(name):
         torch.testing.assert_close(batch[index], single[0], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('name', [n for n in DEGRADATIONS if n not in ('spatter',)])
+@pytest.mark.parametrize('name', [n for n in DEGRADATIONS if n not in ('spatter', 'wet_lens')])
 @pytest.mark.parametrize('severity', (1, 3))
 def test_the_image_is_not_moved(name, severity):
     """A half-pixel shift by a resize or a kernel would falsify the ground-truth flow."""
@@ -210,7 +210,7 @@ def test_falling_particles_are_the_same_from_frame_to_frame(name):
     assert np.median(falls) > 1
 
 
-@pytest.mark.parametrize('name', ('fog', 'dust', 'glare', 'spatter'))
+@pytest.mark.parametrize('name', ('fog', 'dust', 'glare', 'spatter', 'wet_lens'))
 def test_slow_weather_changes_slowly(name):
     plain = np.full((2, 96, 128, 3), 90, np.uint8)
     within, between = [], []

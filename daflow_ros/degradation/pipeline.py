@@ -39,10 +39,11 @@ TABLE: dict[str, Degradation] = {
     'rolling_compression': Degradation(sensor.rolling_compression,
                                        'swinging bit rate and pumping exposure'),
     'pixelate': Degradation(sensor.pixelate, 'large pixels'),
-    'rain': Degradation(weather.rain, 'streaks, veil and drops on the lens', True),
+    'rain': Degradation(weather.rain, 'streaks, veil and a wet lens', True),
     'fog': Degradation(weather.fog, 'airlight over a depth-like map', True),
     'snow': Degradation(weather.snow, 'falling flakes and veil', True),
     'dust': Degradation(weather.dust, 'brown clouds and grains', True),
+    'wet_lens': Degradation(weather.wet_lens, 'wet or fogged window, far out of focus'),
     'spatter': Degradation(weather.spatter, 'water or mud on the lens'),
     'night': Degradation(night.night, 'low light, long exposure, amplified noise'),
     'glare': Degradation(weather.glare, 'low sun or headlight'),
@@ -58,7 +59,7 @@ _MIX = (
     (0.30, ('paper', 'paper', 'severe', 'severe', 'blur', 'noise', 'jpeg', 'motion_blur', 'video',
             'defocus_blur', 'gaussian_noise', 'impulse_noise', 'pixelate')),
     (0.50, ('rain', 'rain', 'fog', 'fog', 'snow', 'snow', 'night', 'night', 'dust', 'glare',
-            'spatter', 'rolling_compression', 'brightness', 'flicker', 'contrast')),
+            'spatter', 'wet_lens', 'rolling_compression', 'brightness', 'flicker', 'contrast')),
 )
 _CHAINED = ('blur', 'noise', 'jpeg', 'video', 'motion_blur')
 

@@ -72,19 +72,20 @@ def fog(clip: torch.Tensor, severity: float, sampler: Sampler,
     level = sampler.uniform(0.72, 0.92) + 0.02 * sampler.walk(len(clip), -1, 1)
     tint = sampler.uniform(-0.03, 0.03)
     airlight = _colour((1 - tint, 1.0, 1 + tint), clip) * level.view(-1, 1, 1, 1)
-    density = at_severity(severity, 0.4, 2.0) * sampler.walk(len(clip), 0.96, 1.04)
+    density = at_severity(severity, 0.4, 1.6) * sampler.walk(len(clip), 0.96, 1.04)
     distance = _distance(clip, depth, sampler, sampler.uniform(0.1, 0.8) * _scale(clip))
     # Even near things are hazy: there is fog between the camera and the nearest of them.
     optical = density.view(-1, 1, 1, 1) * (0.35 + distance)
     soft = filters.blur(clip, 0.2 + 0.25 * severity)
     share = 1 - torch.exp(-0.5 * optical)
     hazy = _through_air(clip + share * (soft - clip), optical, airlight)
-    return noise.gaussian_noise(hazy, 0.004, sampler)
+    hazy = noise.gaussian_noise(hazy, 0.004, sampler)
+    return wet_lens(hazy, at_severity(severity, 1, 3), sampler) if sampler.chance(0.2) else hazy
 
 
 def rain(clip: torch.Tensor, severity: float, sampler: Sampler,
          depth: torch.Tensor | None = None) -> torch.Tensor:
-    """Streaks in three depths, a veil of distant drops, and drops on the lens when heavy."""
+    """Streaks in three depths, a veil of distant drops, and a wet lens when heavy."""
     frames, _, height, width = clip.shape
     scale = _scale(clip) * sampler.uniform(0.8, 1.3)
     device = clip.device
@@ -120,6 +121,8 @@ def rain(clip: torch.Tensor, severity: float, sampler: Sampler,
     bright = airlight * 1.12 + 0.08
     clip = (clip + opacity.clamp_(max=0.9) * (bright - clip)).clamp_(0, 1)
     if drops_chance < at_severity(severity, 0.0, 0.8):
+        if sampler.chance(0.5):
+            return wet_lens(clip, at_severity(severity, 1, 3.5), sampler)
         count = round(drop_count * at_severity(severity, 0.4, 1.6))
         clip = lens_drops(clip, count, (3.0 * scale, 11 * scale), sampler, slide)
     return clip
@@ -179,6 +182,35 @@ def dust(clip: torch.Tensor, severity: float, sampler: Sampler,
                              sampler, radius=0.6, streak=0.5 * speed, angle=heading)
         clip = clip + alpha * layer * (airlight * shade - clip)
     return clip.clamp_(0, 1)
+
+
+def wet_lens(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor:
+    """A wet, dirty or fogged window close before the lens: far out of focus.
+
+    Large soft patches, fixed to the camera, in which the scene is blurred, veiled and a little
+    displaced; what is seen through them moves, they do not.
+    """
+    height, width = clip.shape[-2:]
+    size = min(height, width)
+    still = torch.zeros(1, 2, device=clip.device)
+    cell = sampler.uniform(0.12, 0.4) * size
+    field = cloud_field((height, width), cell, still, sampler, 2)
+    share = at_severity(severity, 0.12, 0.75)
+    level = torch.quantile(field.flatten()[::7], 1 - share)
+    softness = sampler.uniform(12, 40)
+    patches = torch.sigmoid((field - level) * softness)
+    strength = sampler.uniform(0.85, 1.0) * at_severity(severity, 0.6, 1.0)
+    film = sampler.uniform(0, 0.5) * at_severity(severity, 0.3, 1.0)  # over the whole window
+    mask = film + max(0.0, strength - film) * patches
+    reach = sampler.uniform(0.6, 1.3) * at_severity(severity, 8, 18) * size / 256
+    coarse = filters.resize(clip, max(4, round(height / reach)), max(4, round(width / reach)),
+                            'area')
+    blurred = filters.resize(coarse, height, width, 'bicubic')
+    # Scattered light: the mean of a wide neighbourhood, lifted.
+    wide = filters.resize(filters.resize(coarse, 3, 3, 'area'), height, width, 'bilinear')
+    scatter = sampler.uniform(0.1, 0.4)
+    seen = blurred + scatter * (wide * sampler.uniform(0.95, 1.25) - blurred)
+    return (clip + mask * (seen - clip)).clamp_(0, 1)
 
 
 def spatter(clip: torch.Tensor, severity: float, sampler: Sampler) -> torch.Tensor:
