@@ -172,7 +172,8 @@ def _shop(random: Random, image: NDArray[Any], top: int, scale: float) -> None:
     """Draw a shop front with sign and awning into the lowest storey."""
     height, width = image.shape[:2]
     hue = int(random.integers(0, 180))
-    strong = cv2.cvtColor(np.array([[[hue, 170, 150]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0].astype(float)
+    pure = np.array([[[hue, 170, 150]]], np.uint8)
+    strong = cv2.cvtColor(pure, cv2.COLOR_HSV2RGB)[0, 0].astype(float)
     front = image[top:]
     front[:] = strong * 0.42 + 12
     sign = int(0.55 * scale)
@@ -429,7 +430,8 @@ def pedestrian(random: Random, size: int) -> Image:
     part([(0.56, 0.42), (0.62, 0.4), (0.56, 0.24), (0.53, 0.24)], (150, 52, 38))
     hue = int(random.integers(0, 180))
     for k in range(6):
-        tone = cv2.cvtColor(np.array([[[hue, 190, 200 if k % 2 else 130]]], np.uint8), cv2.COLOR_HSV2RGB)
+        pure = np.array([[[hue, 190, 200 if k % 2 else 130]]], np.uint8)
+        tone = cv2.cvtColor(pure, cv2.COLOR_HSV2RGB)
         a, b = np.pi * (1 + k / 6), np.pi * (1 + (k + 1) / 6)
         arc = [(0.5 + 0.46 * np.cos(t), 0.24 + 0.21 * np.sin(t)) for t in np.linspace(a, b, 8)]
         part([(0.5, 0.2), *arc], tuple(tone[0, 0].astype(float)))
