@@ -163,8 +163,10 @@ def test_paper_recipe_on_video_with_a_teacher(tmp_path):
     clip = trainer.scenes(2, trainer.generator)
     assert clip.frames.shape == (2, 3, 3, 64, 64) and clip.flow.shape == (2, 2, 2, 64, 64)
     # The picture window moves left, so the picture moves right by 2 px a frame.
-    np.testing.assert_allclose(clip.flow[..., 20:44, 20:44].mean(dim=(0, 1, 3, 4)), [2, 0], atol=0.2)
+    inner = clip.flow[..., 20:44, 20:44].mean(dim=(0, 1, 3, 4))
+    np.testing.assert_allclose(inner, [2, 0], atol=0.2)
     figures = trainer.train_step()
     assert math.isfinite(figures['sequence'])
     with pytest.raises(FileNotFoundError, match='no recording with'):
-        FlowTrainer(config(tmp_path / 'other', video=str(tmp_path / 'videos'), teacher='dis', size=96))
+        videos = str(tmp_path / 'videos')
+        FlowTrainer(config(tmp_path / 'other', video=videos, teacher='dis', size=96))

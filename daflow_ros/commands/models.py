@@ -25,12 +25,9 @@ def run(args: argparse.Namespace) -> int:
             state = 'weights are not in this installation'
         else:
             state = f'weights from you: {info.needs}'
-        extras = [
-            word for word, there in (('confidence', info.confidence), ('diffusion', info.diffusion))
-            if there
-        ]  # fmt: skip
+        extras = ['confidence'] * info.confidence + ['diffusion'] * info.diffusion
         mark = '*' if info.name == default else ' '
         print(f'{mark} {info.name:17} {info.summary}')
-        print(f'    {state}; licence {info.licence}' + (f'; {", ".join(extras)}' if extras else ''))
+        print('    ' + '; '.join([state, f'licence {info.licence}', *extras]))
     print('* the default')
     return 0

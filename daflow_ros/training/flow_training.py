@@ -7,6 +7,7 @@ the step from one file, ``state.pt``.
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import os
@@ -39,6 +40,7 @@ class FlowTrainingConfig:
     Attributes:
         model: 'raft_tiny', 'daflow_tiny' or a folder written by ``save_pretrained``.
         start: folder whose weights start the run (a RAFT also starts a DA-Flow), or None.
+        backbone: folder of a DA-Flow whose transformer is taken over, after ``start``, or None.
         imagery: folder of photographs (``daflow imagery``), or None for procedural textures.
         video: folder of clean recordings to train on instead of generated scenes, or None.
         teacher, teacher_weights: estimator that gives the flow of such video.
@@ -49,6 +51,8 @@ class FlowTrainingConfig:
         iterations: GRU updates.
         learning_rate, backbone_rate: of the flow network, and of the diffusion transformer
             (0 freezes it, as the paper does).
+        control_only: of the transformer train only the parameters named ``*control*``, as
+            DiT4SR's recipe does.
         warmup: steps of rising learning rate.
         reach: largest camera translation as a share of the side.
         degraded: share of batches that are degraded (the mix is degradation.random_degradation's).
@@ -64,6 +68,7 @@ class FlowTrainingConfig:
 
     model: str = 'raft_tiny'
     start: str | None = None
+    backbone: str | None = None
     imagery: str | None = None
     video: str | None = None
     teacher: str = 'sea_raft_m'
@@ -77,6 +82,7 @@ class FlowTrainingConfig:
     iterations: int = 5
     learning_rate: float = 6e-4
     backbone_rate: float = 3e-4
+    control_only: bool = False
     weight_decay: float = 1e-4
     warmup: int = 200
     reach: float = 0.25
@@ -169,18 +175,24 @@ class FlowTrainer:
         )
         device = self.accelerator.device
         torch.manual_seed(config.seed)
-        self.network = build_network(config.model, config.start).to(device)
+        self.network = build_network(config.model, config.start, config.backbone).to(device)
         # A seventh faster on CPUs, and what tensor cores want.
         self.network.to(memory_format=torch.channels_last)
-        self.averaged = build_network(config.model, config.start).to(device)
-        self.averaged.load_state_dict(self.network.state_dict())
-        backbone = [p for n, p in self.network.named_parameters() if n.startswith('transformer.')]
-        other = [p for n, p in self.network.named_parameters() if not n.startswith('transformer.')]
-        groups: list[dict[str, Any]] = [{'params': other, 'base': config.learning_rate}]
-        if backbone and config.backbone_rate > 0:
-            groups.append({'params': backbone, 'base': config.backbone_rate})
-        for p in backbone:
-            p.requires_grad_(config.backbone_rate > 0)
+        self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
+        backbone: list[Tensor] = []
+        other: list[Tensor] = []
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(self.trains(name))
+            if parameter.requires_grad:
+                (backbone if name.startswith('transformer.') else other).append(parameter)
+        groups: list[dict[str, Any]] = [
+            {'params': params, 'base': rate}
+            for params, rate in (
+                (other, config.learning_rate),
+                (backbone, config.backbone_rate),
+            )
+            if params
+        ]
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
         )
@@ -196,6 +208,14 @@ class FlowTrainer:
         self.state_file = self.folder / 'state.pt'
         if self.state_file.exists():
             self._resume()
+
+    def trains(self, name: str) -> bool:
+        """Whether this stage trains the parameter: all, or all but a frozen transformer."""
+        if not name.startswith('transformer.'):
+            return True
+        if self.config.control_only and 'control' not in name:
+            return False
+        return self.config.backbone_rate > 0
 
     def _resume(self) -> None:
         state = torch.load(self.state_file, map_location='cpu', weights_only=True)

@@ -31,12 +31,18 @@ def load_folder(folder: str | Path) -> RAFT | DAFlow:
     raise ValueError(f'{file}: class {kind!r} is neither RAFT nor DAFlow')
 
 
-def build_network(name: str, start: str | None = None) -> RAFT | DAFlow:
+def build_network(
+    name: str, start: str | None = None, backbone: str | None = None
+) -> RAFT | DAFlow:
     """A network to train.
 
     Args:
         name: 'raft_tiny', 'daflow_tiny', or a folder.
         start: folder of weights to begin from: the same class, or a RAFT to put into a DA-Flow.
+        backbone: folder of a DA-Flow whose transformer and null text are taken over.
+
+    Raises:
+        ValueError: a backbone for a RAFT, or weights that do not fit.
     """
     network: Any
     if name == 'raft_tiny':
@@ -51,6 +57,13 @@ def build_network(name: str, start: str | None = None) -> RAFT | DAFlow:
             network.load_raft(given)
         else:
             network.load_state_dict(given.state_dict())
+    if backbone is not None:
+        source = load_folder(backbone)
+        if not isinstance(network, DAFlow) or not isinstance(source, DAFlow):
+            raise ValueError('a backbone is of a DA-Flow, for a DA-Flow')
+        network.transformer.load_state_dict(source.transformer.state_dict())
+        network.null_text.data.copy_(source.null_text.data)
+        network.null_pooled.data.copy_(source.null_pooled.data)
     return network
 
 

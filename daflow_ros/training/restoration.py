@@ -65,9 +65,12 @@ class RestorationTrainer(FlowTrainer):
         super().__init__(config)
         if not isinstance(self.network, DAFlow):
             raise ValueError('only a DA-Flow has a transformer to pre-train')
-        trained = ('transformer.', 'null_')
-        for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(name.startswith(trained))
+
+    def trains(self, name: str) -> bool:
+        """The transformer and, unless ``control_only``, the null text."""
+        if name.startswith('transformer.'):
+            return super().trains(name)
+        return name.startswith('null_') and not self.config.control_only
 
     def loss(self, clip: Clip) -> tuple[Tensor, dict[str, float]]:
         """Flow-matching loss; logs the error of the input and of the restored clip."""

@@ -6,6 +6,7 @@ The teacher sees the clean frames; the student will see their degraded copies.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ class VideoClips:
                 for image in images[first : first + self.frames]
             ]
             clips.append(np.stack(clip))
-            pairs = zip(clip[:-1], clip[1:], strict=True)
+            pairs = itertools.pairwise(clip)
             flows.append(np.stack([self.teacher.estimate(a, b).flow for a, b in pairs]))
         device = generator.device
         frames = torch.from_numpy(np.stack(clips)).to(device).permute(0, 1, 4, 2, 3) / 255
