@@ -36,10 +36,10 @@ def settings(path: str | None, overrides: list[str]) -> dict[str, object]:
         with open(path) as file:
             values = yaml.safe_load(file) or {}
     for item in overrides:
-        key, sign, value = item.partition('=')
+        key, sign, text = item.partition('=')
         if not sign:
             raise ValueError(f'{item!r} is not KEY=VALUE')
-        values[key] = yaml.safe_load(value)
+        values[key] = yaml.safe_load(text)
     fields = {f.name: f.default for f in dataclasses.fields(FlowTrainingConfig)}
     for key, value in values.items():
         if key not in fields:

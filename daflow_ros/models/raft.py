@@ -68,6 +68,7 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, in_planes, h, w)`` to ``(B, planes, h/stride, w/stride)``."""
         y = F.relu(self.norm1(self.conv1(x)))
         y = F.relu(self.norm2(self.conv2(y)))
         if self.downsample is not None:
@@ -94,6 +95,7 @@ class BottleneckBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, in_planes, h, w)`` to ``(B, planes, h/stride, w/stride)``."""
         y = F.relu(self.norm1(self.conv1(x)))
         y = F.relu(self.norm2(self.conv2(y)))
         y = F.relu(self.norm3(self.conv3(y)))
@@ -106,7 +108,12 @@ class Encoder(nn.Module):
     """Image ``(B, 3, H, W)`` to features ``(B, output_dim, H/8, W/8)`` (RAFT section 3.1)."""
 
     def __init__(
-        self, block: str, dims: tuple[int, ...], depths: tuple[int, ...], output_dim: int, norm: str
+        self,
+        block: str,
+        dims: tuple[int, ...],
+        depths: tuple[int, ...],
+        output_dim: int,
+        norm: str,
     ) -> None:
         super().__init__()
         blocks = {'residual': ResidualBlock, 'bottleneck': BottleneckBlock}
@@ -126,6 +133,7 @@ class Encoder(nn.Module):
         self.conv2 = nn.Conv2d(dims[2], output_dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the encoder."""
         x = F.relu(self.norm1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         features: Tensor = self.conv2(x)
@@ -142,6 +150,7 @@ class ConvGRU(nn.Module):
         self.convq = nn.Conv2d(hidden_dim + input_dim, hidden_dim, 3, padding=1)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        """New state from state ``(B, hidden_dim, h, w)`` and input ``(B, input_dim, h, w)``."""
         hx = torch.cat([h, x], dim=1)
         z = torch.sigmoid(self.convz(hx))
         r = torch.sigmoid(self.convr(hx))
@@ -160,6 +169,7 @@ class SepConvGRU(nn.Module):
                 self.add_module(f'conv{gate}{i}', conv)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        """New state from state ``(B, hidden_dim, h, w)`` and input ``(B, input_dim, h, w)``."""
         for i in (1, 2):
             convz, convr, convq = (getattr(self, f'conv{gate}{i}') for gate in 'zrq')
             hx = torch.cat([h, x], dim=1)
@@ -174,7 +184,7 @@ class MotionEncoder(nn.Module):
     """Looked-up correlation and current flow to motion features (RAFT section 3.3)."""
 
     def __init__(
-        self, corr_channels: int, corr_dims: tuple[int, ...], flow_dims: tuple[int, int], out: int
+        self, corr_channels: int, corr_dims: tuple[int, ...], flow_dims: tuple[int, ...], out: int
     ) -> None:
         super().__init__()
         self.convc1 = nn.Conv2d(corr_channels, corr_dims[0], 1)
@@ -186,6 +196,7 @@ class MotionEncoder(nn.Module):
         self.conv = nn.Conv2d(corr_dims[-1] + flow_dims[1], out - 2, 3, padding=1)
 
     def forward(self, flow: Tensor, corr: Tensor) -> Tensor:
+        """``(B, 2, h, w)`` and ``(B, corr_channels, h, w)`` to ``(B, out, h, w)``."""
         c = F.relu(self.convc1(corr))
         if self.convc2 is not None:
             c = F.relu(self.convc2(c))
@@ -203,6 +214,7 @@ class Head(nn.Module):
         self.conv2 = nn.Conv2d(hidden_dim, output_dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, input_dim, h, w)`` to ``(B, output_dim, h, w)``."""
         y: Tensor = self.conv2(F.relu(self.conv1(x)))
         return y
 
@@ -235,7 +247,10 @@ class UpdateBlock(nn.Module):
                 nn.Conv2d(mask_dim, 64 * 9, 1),
             )
 
-    def forward(self, net: Tensor, inp: Tensor, corr: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, net: Tensor, inp: Tensor, corr: Tensor, flow: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """New hidden state and flow update, all ``(B, C, h, w)``."""
         motion = self.encoder(flow, corr)
         net = self.gru(net, torch.cat([inp, motion], dim=1))
         return net, self.flow_head(net)

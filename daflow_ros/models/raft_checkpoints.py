@@ -82,7 +82,9 @@ def to_princeton_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     shortcuts = {k.rsplit('.', 2)[0] for k in state if '.downsample.1.' in k}
     shortcuts = {k.removesuffix('.downsample') for k in shortcuts}
     return {
-        k: v for k, v in state.items() if not ('.norm3.' in k and k.split('.norm3.')[0] in shortcuts)
+        key: value
+        for key, value in state.items()
+        if not ('.norm3.' in key and key.split('.norm3.')[0] in shortcuts)
     }
 
 
