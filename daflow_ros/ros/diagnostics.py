@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What /diagnostics tells of a camera and of the model: what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from daflow_ros.ros.flow_statistics import Snapshot
+from daflow_ros.ros.frame_buffer import Drop
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+#: Pairs in a row over the deadline that make a warning and an error.
+OVERRUNS_WARN, OVERRUNS_ERROR = 3, 30
+#: Seconds on one pair after which the model is said to be stuck.
+STUCK = 10.0
+
+
+@dataclass(frozen=True)
+class Input:
+    """What the node knows of a camera's topic beside what came over it.
+
+    Attributes:
+        topic: resolved name.
+        publishers: count of matched and unmatched publishers, as discovered.
+        incompatible_qos: policy that a publisher offers too little of, '' for none.
+        segment_size: own shared-memory segment of Fast DDS, bytes, None where not used.
+        clock_missing: ``use_sim_time`` is set and no /clock came.
+    """
+
+    topic: str
+    publishers: int
+    incompatible_qos: str
+    segment_size: int | None
+    clock_missing: bool
+
+
+def camera_status(
+    name: str,
+    now: Snapshot,
+    before: Snapshot | None,
+    source: Input,
+    image_timeout: float,
+    deadline: float,
+) -> DiagnosticStatus:
+    """Health of a camera's stream.
+
+    Args:
+        name: of the status.
+        now: statistics.
+        before: statistics of the report before, None for the first.
+        source: see :class:`Input`.
+        image_timeout: s without images that make a warning.
+        deadline: s a pair may take, 0 for no limit.
+    """
+    problems = []
+    if source.clock_missing:
+        problems.append((WARN, 'use_sim_time is set but nothing publishes /clock'))
+    if now.silence > image_timeout:
+        problems.append(_silence(now, source))
+    elif source.incompatible_qos:
+        problems.append((WARN, f'a publisher offers an incompatible {source.incompatible_qos}'))
+    problems += _drops(now, before, source)
+    if now.overruns >= OVERRUNS_WARN:
+        level = ERROR if now.overruns >= OVERRUNS_ERROR else WARN
+        line = f'{now.overruns} pairs in a row over the deadline of {deadline} s'
+        problems.append((level, line))
+    level = max((level for level, _ in problems), default=OK)
+    problems.sort(key=lambda problem: problem[0], reverse=True)
+    message = '; '.join(line for _, line in problems)
+    values = {
+        'topic': source.topic,
+        'input rate (Hz)': f'{now.input_rate:.2f}',
+        'flow rate (Hz)': f'{now.rate:.2f}',
+        'received': now.received,
+        'processed': now.processed,
+        'published': now.published,
+        'latency p50, p95, p99 (s)': ', '.join(f'{value:.4f}' for value in now.latency),
+        'processing p50, p95 (s)': ', '.join(f'{value:.4f}' for value in now.processing),
+        'consecutive overruns': now.overruns,
+    }
+    for cause, count in now.dropped.items():
+        values[f'dropped {cause.value}'] = count
+        if count and now.reasons.get(cause):
+            values[f'last {cause.value}'] = now.reasons[cause]
+    return _status(level, name, message or _fine(now, before), values)
+
+
+def model_status(
+    name: str, state: str, error: str, model: dict[str, str], busy_for: float
+) -> DiagnosticStatus:
+    """Health of the model: whether it is loaded, and whether it is stuck on a pair.
+
+    Args:
+        name: of the status.
+        state: of the lifecycle.
+        error: why configuring failed, '' for no failure.
+        model: shown as key and value.
+        busy_for: s spent on the pair in work.
+    """
+    values = {'state': state, 'time on this pair (s)': f'{busy_for:.2f}', **model}
+    if error:
+        return _status(ERROR, name, f'cannot configure: {error}', values)
+    if busy_for > STUCK:
+        return _status(ERROR, name, f'on one pair for {busy_for:.0f} s: stuck?', values)
+    return _status(OK, name, state, values)
+
+
+def _silence(now: Snapshot, source: Input) -> tuple[bytes, str]:
+    """No images: why, as far as can be told."""
+    line = f'no image on {source.topic} for {now.silence:.1f} s'
+    if source.incompatible_qos:
+        policy = source.incompatible_qos
+        return ERROR, (
+            f'{line}: the publisher offers an incompatible {policy}; set qos_overrides.'
+            f'{source.topic}.subscription.{policy.lower()} to what `ros2 topic info -v` shows'
+        )
+    if source.publishers == 0:
+        return WARN, f'{line}: nothing publishes it; check the name, remapping and ROS_DOMAIN_ID'
+    return ERROR, f'{line}, though {source.publishers} publish it: {_transport(source)}'
+
+
+def _transport(source: Input) -> str:
+    if source.segment_size is None:
+        return 'stopped camera, or images larger than the transport carries'
+    return (
+        f'stopped camera, or images lost by the transport: this process has a shared-memory '
+        f'segment of {source.segment_size / 1e6:.1f} MB; set FASTDDS_DEFAULT_PROFILES_FILE in '
+        'both processes (see daflow doctor)'
+    )
+
+
+_ADVICE = {
+    Drop.MALFORMED: 'malformed images',
+    Drop.UNKNOWN_ENCODING: 'images of an encoding that is not known',
+    Drop.TIME_JUMP: 'stamps that went back or were repeated',
+    Drop.FORMAT_CHANGE: 'changes of size, encoding or frame_id',
+    Drop.LOST: 'images lost by the transport',
+    Drop.FAILED: 'failures of the model',
+}
+
+
+def _drops(now: Snapshot, before: Snapshot | None, source: Input) -> list[tuple[bytes, str]]:
+    """Problems with what came since the last report."""
+    problems = []
+    for cause, what in _ADVICE.items():
+        news = now.dropped[cause] - (before.dropped[cause] if before else 0)
+        if news <= 0:
+            continue
+        reason = now.reasons.get(cause, '')
+        if cause is Drop.LOST:
+            reason = _transport(source)
+        all_bad = now.published == (before.published if before else 0)
+        severe = cause in (Drop.MALFORMED, Drop.UNKNOWN_ENCODING, Drop.FAILED) and all_bad
+        problems.append((ERROR if severe else WARN, f'{news} {what} ({reason})'))
+    return problems
+
+
+def _fine(now: Snapshot, before: Snapshot | None) -> str:
+    idle = now.dropped[Drop.IDLE] - (before.dropped[Drop.IDLE] if before else 0)
+    if idle > 0:
+        return 'idle: nobody subscribes to an output'
+    return f'{now.rate:.1f} flow fields/s from {now.input_rate:.1f} images/s'
+
+
+def _status(level: bytes, name: str, message: str, values: dict[str, Any]) -> DiagnosticStatus:
+    pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+    return DiagnosticStatus(
+        level=level, name=name, message=message, hardware_id='daflow', values=pairs
+    )

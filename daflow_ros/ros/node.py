@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flow node: parameters, lifecycle and timers around cameras and one model.
+
+What happens to an image is in :mod:`daflow_ros.ros.camera`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import InvalidParameterException
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos_overriding_options import InvalidQosOverridesError
+
+from daflow_ros.estimators import (
+    EstimatorError,
+    FlowEstimator,
+    default_estimator,
+    load_estimator,
+)
+from daflow_ros.ros import parameters as params
+from daflow_ros.ros.camera import Camera
+from daflow_ros.ros.conversions import bridge_choice
+from daflow_ros.ros.diagnostics import Input, camera_status, model_status
+from daflow_ros.ros.flow_statistics import Snapshot
+from daflow_ros.ros.model_server import ModelServer
+from daflow_ros.ros.parameters import NodeParameters, ParameterError
+from daflow_ros.ros.transport import own_segment_size
+
+#: Seconds that a transition or the end of the process waits for the pair in work.
+STOP_TIMEOUT = 5.0
+
+Load = Callable[..., FlowEstimator]
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+class FlowNode(LifecycleNode):
+    """Dense optical flow of one or more cameras.
+
+    Args:
+        load: makes the estimator, as :func:`daflow_ros.load_estimator`.
+        options: of the LifecycleNode.
+    """
+
+    def __init__(self, load: Load = load_estimator, **options: Any) -> None:
+        super().__init__('daflow', **options)
+        self._load = load
+        self._server: ModelServer | None = None
+        self._cameras: list[Camera] = []
+        self._reported: dict[str, Snapshot] = {}
+        self._state = 'unconfigured'
+        self._configure_error = ''
+        self._refused = params.declare(self)
+        for line in params.unknown_overrides(self):
+            self.get_logger().warning(line)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self.add_post_set_parameters_callback(self._on_parameters_set)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        # A steady clock and a group of its own: reports come even if the rest is stuck, or
+        # use_sim_time waits for a /clock that never comes.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._report_timer = self.create_timer(
+            self.get_parameter('status_period').value,
+            self._report,
+            callback_group=MutuallyExclusiveCallbackGroup(),
+            clock=steady,
+        )
+        self._start_timer = None
+        if self.get_parameter('autostart').value:
+            # In the group of the lifecycle services: two transitions at once are not possible.
+            self._start_timer = self.create_timer(0.0, self._autostart, clock=steady)
+
+    # Lifecycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Check the parameters, load the model, create the topics."""
+        try:
+            if self._refused:
+                raise ParameterError('; '.join(self._refused.values()))
+            parameters = params.read(self)
+            name = parameters.model
+            if name == params.AUTO_MODEL:
+                name = default_estimator()
+            model = self._load(name, device=parameters.device, weights=parameters.weights or None)
+            self._server = ModelServer(model)
+            for camera_name in parameters.cameras:
+                camera = Camera(self, camera_name, self._server, parameters)
+                self._cameras.append(camera)
+                self._server.add(camera)
+        except (
+            EstimatorError, ParameterError, InvalidParameterException, InvalidQosOverridesError,
+            RuntimeError, OSError, ImportError, MemoryError,
+        ) as error:  # fmt: skip
+            self._configure_error = str(error)
+            self.get_logger().error(f'cannot configure: {error}')
+            self._tear_down()
+            return FAILURE
+        self._configure_error = ''
+        self._apply(parameters)
+        self._server.start()
+        self._state = 'inactive'
+        self.get_logger().info(
+            f'model {model.name} ({model.revision or "no weights"}) on {model.device}; '
+            f'{bridge_choice().reason}'
+        )
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin to receive images."""
+        result = super().on_activate(state)
+        for camera in self._cameras:
+            camera.subscribe()
+            self.get_logger().info(f'{camera.name}: images from {camera.topic}')
+        self._state = 'active'
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Receive and publish no more; the model stays loaded."""
+        for camera in self._cameras:
+            camera.unsubscribe()
+        self._state = 'inactive'
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model and take the topics down."""
+        self._tear_down()
+        self._state = 'unconfigured'
+        return SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """As cleaning up, for good."""
+        self._tear_down()
+        self._state = 'finalized'
+        return SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Return to unconfigured after a transition raised."""
+        self._tear_down()
+        self._state = 'unconfigured'
+        return SUCCESS
+
+    def stop(self) -> bool:
+        """Stop the model at the end of the process; whether its thread has ended."""
+        for timer in (self._report_timer, self._start_timer):
+            if timer is not None:
+                timer.cancel()
+        return self._server is None or self._server.stop(STOP_TIMEOUT)
+
+    def _autostart(self) -> None:
+        self._start_timer.cancel()
+        if self.trigger_configure() == SUCCESS:
+            self.trigger_activate()
+
+    def _tear_down(self) -> None:
+        for camera in self._cameras:
+            camera.unsubscribe()
+        if self._server is not None and not self._server.stop(STOP_TIMEOUT):
+            self.get_logger().warning('the model is still at work on a pair; its flow is lost')
+        self._server = None
+        for camera in self._cameras:
+            camera.publishers.destroy()
+        self._cameras = []
+        self._reported = {}
+
+    # Parameters
+
+    def _on_set_parameters(self, changes: Sequence[Any]) -> SetParametersResult:
+        """Refuse values that the node cannot work with, or not in its present state."""
+        known = {item.name: item.value for item in changes if item.name in params.PARAMETERS}
+        try:
+            for name, value in known.items():
+                params.check(name, value)
+                if params.PARAMETERS[name].needs_cleanup and self._server is not None:
+                    raise ParameterError(
+                        f'{name} can be set only while the node is unconfigured: '
+                        'deactivate it and clean it up first'
+                    )
+            if all(self.has_parameter(name) for name in params.PARAMETERS):
+                params.read(self, known)
+        except ParameterError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _on_parameters_set(self, changes: Sequence[Any]) -> None:
+        for change in changes:
+            self._refused.pop(change.name, None)
+        if self._server is not None:
+            self._apply(params.read(self))
+
+    def _apply(self, parameters: NodeParameters) -> None:
+        assert self._server is not None
+        self._server.iterations = parameters.iterations
+        self._server.deadline = parameters.deadline
+        for camera in self._cameras:
+            camera.configure(parameters)
+
+    # Reports
+
+    def _report(self) -> None:
+        """Publish /diagnostics and, while active, ~/stats."""
+        array = DiagnosticArray()
+        array.header.stamp = self.get_clock().now().to_msg()
+        array.status.append(self._model_status())
+        if self._state == 'active':
+            for camera in list(self._cameras):
+                snapshot = camera.statistics.snapshot()
+                camera.publishers.publish_stats(snapshot, array.header.stamp)
+                array.status.append(self._camera_status(camera, snapshot))
+                self._reported[camera.name] = snapshot
+        self._diagnostics.publish(array)
+
+    def _model_status(self) -> Any:
+        server, model, busy_for = self._server, {}, 0.0
+        if server is not None:
+            estimator = server.estimator
+            busy_for = server.busy_for
+            model = {
+                'model': estimator.name,
+                'weights revision': estimator.revision,
+                'device': estimator.device,
+                'conversions': bridge_choice().reason,
+            }
+        name = f'{self.get_fully_qualified_name()}: model'
+        return model_status(name, self._state, self._configure_error, model, busy_for)
+
+    def _camera_status(self, camera: Camera, snapshot: Snapshot) -> Any:
+        clock_missing = (
+            self.get_parameter('use_sim_time').value and not self.get_clock().now().nanoseconds
+        )
+        source = Input(
+            topic=camera.topic,
+            publishers=self.count_publishers(camera.topic),
+            incompatible_qos=camera.incompatible_qos,
+            segment_size=own_segment_size(),
+            clock_missing=bool(clock_missing),
+        )
+        return camera_status(
+            f'{self.get_fully_qualified_name()}: {camera.name}',
+            snapshot,
+            self._reported.get(camera.name),
+            source,
+            self.get_parameter('image_timeout').value,
+            self.get_parameter('deadline').value,
+        )
+
+
+def run_node(arguments: Sequence[str], load: Load = load_estimator) -> int:
+    """Run the node until it is told to stop (SIGINT, SIGTERM, shutdown of the context).
+
+    Args:
+        arguments: of the process, program name first, ``--ros-args`` and on among them.
+        load: see :class:`FlowNode`.
+
+    Returns:
+        Exit status: 0 after a stop that was asked for.
+    """
+    rclpy.init(args=list(arguments))
+    node = FlowNode(load)
+    executor = MultiThreadedExecutor(num_threads=4)
+    executor.add_node(node)
+    with suppress(KeyboardInterrupt, ExternalShutdownException):
+        executor.spin()
+    # A second Ctrl-C must not break the clean-up, which takes at most STOP_TIMEOUT.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stopped = node.stop()
+    executor.shutdown(timeout_sec=STOP_TIMEOUT)
+    node.destroy_node()
+    rclpy.try_shutdown()
+    if not stopped:
+        # Python would wait for a model that is in the middle of a long pair, or crash under it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
