@@ -51,7 +51,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise RecordingError(path, f'{type(error).__name__}: {text}') from error
 
 
-class _Bag:
+class Bag:
     """An open bag of either generation; only camera messages are deserialised."""
 
     def __init__(self, path: Path) -> None:
@@ -91,22 +91,22 @@ class _Bag:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[_Bag]:
+def open_reader(path: Path) -> Iterator[Bag]:
     with _naming(path):
-        bag = _Bag(path)
+        bag = Bag(path)
         try:
             yield bag
         finally:
             bag.reader.close()
 
 
-def _first(bag: _Bag, topic: str) -> Any | None:
+def _first(bag: Bag, topic: str) -> Any | None:
     for connection, _, data in bag.raw(topic):
         return bag.deserialize(connection, data)
     return None
 
 
-def _is_camera(bag: _Bag, topic: str, kind: str) -> bool:
+def _is_camera(bag: Bag, topic: str, kind: str) -> bool:
     """Whether the first message of a topic is a picture rather than depth, labels or flow."""
     if _NO_CAMERA.search(topic):
         return False
@@ -118,7 +118,7 @@ def _is_camera(bag: _Bag, topic: str, kind: str) -> bool:
     return message.encoding in ENCODINGS
 
 
-def _choose_topic(path: Path, bag: _Bag, topics: dict[str, str], wanted: str | None) -> str:
+def _choose_topic(path: Path, bag: Bag, topics: dict[str, str], wanted: str | None) -> str:
     pictures = {t: kind for t, kind in topics.items() if kind in (IMAGE, COMPRESSED_IMAGE)}
     listing = ', '.join(f'{t} ({kind})' for t, kind in sorted(topics.items())) or 'none'
     if wanted is not None:
@@ -150,7 +150,7 @@ def _flow_of(message: Any) -> NDArray[np.float32]:
 
 
 def _choose_flow_topic(
-    path: Path, bag: _Bag, topics: dict[str, str], wanted: str | None,
+    path: Path, bag: Bag, topics: dict[str, str], wanted: str | None,
 ) -> str | None:
     fields = [t for t, kind in topics.items() if kind in (IMAGE, FLOW_FIELD)]
     if wanted is not None:
@@ -190,7 +190,7 @@ def open_bag(path: Path, topic: str | None = None, flow_topic: str | None = None
         if len(files) != 1:
             raise RecordingError(path, f'no metadata.yaml, and {len(files)} bag files in it')
         path = files[0]
-    with _open(path) as bag:
+    with open_reader(path) as bag:
         topics = {x.topic: x.msgtype for x in bag.reader.connections}
         chosen = _choose_topic(path, bag, topics, topic)
         compressed = topics[chosen] == COMPRESSED_IMAGE
@@ -198,7 +198,7 @@ def open_bag(path: Path, topic: str | None = None, flow_topic: str | None = None
         flow = _choose_flow_topic(path, bag, topics, flow_topic)
 
     def messages() -> Iterator[ImageData | CompressedImageData]:
-        with _open(path) as bag:
+        with open_reader(path) as bag:
             index = 0
             for connection, time_ns, data in bag.raw(chosen):
                 yield _message_of(bag.deserialize(connection, data), time_ns)
@@ -231,7 +231,7 @@ def _flow_reader(path: Path, topic: str) -> Callable[[int], NDArray[np.float32] 
     full-resolution flow does not fit in memory.
     """
     times: dict[int, int] = {}
-    with _open(path) as bag:
+    with open_reader(path) as bag:
         for _, time_ns, data in bag.raw(topic):
             times[bag.stamp_ns(data)] = time_ns
 
@@ -239,7 +239,7 @@ def _flow_reader(path: Path, topic: str) -> Callable[[int], NDArray[np.float32] 
         if stamp_ns not in times:
             return None
         time_ns = times[stamp_ns]
-        with _open(path) as bag:
+        with open_reader(path) as bag:
             for connection, _, data in bag.raw(topic, time_ns, time_ns + 1):
                 if bag.stamp_ns(data) == stamp_ns:
                     return _flow_of(bag.deserialize(connection, data))
