@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 from daflow_ros.ros.share import share_file
 
 PROFILE_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
-#: Name of the same variable before Fast DDS 2.11; Fast DDS still reads it.
+#: Name of the same variable before Fast DDS 3 (ROS 2 Jazzy reads this one alone).
 OLD_PROFILE_VARIABLE = 'FASTRTPS_DEFAULT_PROFILES_FILE'
 #: Segment of Fast DDS without a profile, bytes.
 DEFAULT_SEGMENT_SIZE = 512 * 1024
@@ -68,6 +68,8 @@ def use_shipped_profile(environ: MutableMapping[str, str] | None = None) -> Path
 
     To be called before ``rclpy.init``; child processes inherit the setting.
 
+    Both names of the variable are set, as the versions of Fast DDS read one or the other.
+
     Returns:
         The profile in force.
 
@@ -75,11 +77,10 @@ def use_shipped_profile(environ: MutableMapping[str, str] | None = None) -> Path
         FileNotFoundError: the shipped profile is not installed.
     """
     environ = os.environ if environ is None else environ
-    named = user_profile(environ)
-    if named is not None:
-        return named
-    profile = share_file('config', 'fastdds.xml')
-    environ[PROFILE_VARIABLE] = str(profile)
+    profile = user_profile(environ) or share_file('config', 'fastdds.xml')
+    for variable in (PROFILE_VARIABLE, OLD_PROFILE_VARIABLE):
+        if not environ.get(variable):
+            environ[variable] = str(profile)
     return profile
 
 
