@@ -105,6 +105,11 @@ def run(args: argparse.Namespace) -> int:
         return 2
     run_info = output.describe_run(settings, results, failed, sys.argv, verdicts)
     output.write_results(folder, run_info, results)
+    if not args.no_report:
+        from daflow_ros.evaluation.report import write_report
+
+        write_report(folder, run_info, results, settings)
+        _progress(f'report: {folder / "report.html"}')
     print(output.text_table(records))
     for sentence, holds in verdicts:
         print(f'{"ok  " if holds else "FAIL"} {sentence}')

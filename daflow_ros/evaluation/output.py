@@ -61,6 +61,7 @@ def describe_run(
             for r in results
         ],
         'failed': failed,
+        'live': [],
         'requirements': [{'sentence': s, 'holds': holds} for s, holds in verdicts],
     }
 

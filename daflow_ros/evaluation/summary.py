@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from daflow_ros.evaluation.measures import SPLITS
+from daflow_ros.evaluation.measures import SPEEDS, SPLITS
 from daflow_ros.evaluation.proxies import PROXIES, rank_correlation
 
 Record = dict[str, Any]
@@ -34,19 +34,24 @@ def summarise(records: list[Record]) -> Record:
     """Means of a set of records.
 
     EPE, outliers, proxies and AUSE are means over pairs; the splits are means over all pixels of
-    the region in all pairs, since a region may be empty in a pair. `timing` has the median and
-    95th percentile of ms per pair and the highest peak of memory.
+    the region in all pairs, since a region may be empty in a pair (`shares`: its part of all).
+    `timing` has the median and 95th percentile of ms per pair and the highest peak of memory.
     """
     summary: Record = {'pairs': len(records)}
     for name in ACCURACY:
         summary[name] = _mean(r.get('accuracy', {}).get(name) for r in records)
-    summary['splits'] = {}
+    summary['splits'], summary['shares'] = {}, {}
+    pixels = 0
     for name in SPLITS:
         parts = [r['accuracy']['splits'][name] for r in records
                  if name in r.get('accuracy', {}).get('splits', {})]
         count = sum(part[1] for part in parts)
         if count:
             summary['splits'][name] = sum(part[0] for part in parts) / count
+            # Every pixel has one of the speeds, which come first.
+            pixels += count if name in SPEEDS else 0
+            summary['shares'][name] = count
+    summary['shares'] = {n: c / max(pixels, 1) for n, c in summary['shares'].items()}
     summary['ause'] = _mean(r.get('confidence', {}).get('ause') for r in records)
     summary['sparsification'] = _curve(records, 'sparsification')
     summary['oracle'] = _curve(records, 'oracle')
