@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -241,10 +242,11 @@ class DAFlow(ModelMixin, ConfigMixin):
         grid = (latent.shape[-2] // patch, latent.shape[-1] // patch)
         x = self.starting_noise(latent, num_frames) if noise is None else noise
         scheduler = FlowMatchEulerDiscreteScheduler(shift=self.config.shift)
-        scheduler.set_timesteps(steps, device=latent.device)
-        for i in range(steps):
-            sigma, following = scheduler.sigmas[i], scheduler.sigmas[i + 1]
-            out = self.denoise(x, latent, sigma[None], num_frames, taps, i == steps - 1)
+        scheduler.set_timesteps(steps)
+        sigmas = [float(sigma) for sigma in scheduler.sigmas]
+        for i, (sigma, following) in enumerate(pairwise(sigmas)):
+            level = torch.full((1,), sigma, device=latent.device)
+            out = self.denoise(x, latent, level, num_frames, taps, i == steps - 1)
 
             def tokens(tap: torch.Tensor) -> torch.Tensor:
                 return tap.transpose(1, 2).flatten(2).unflatten(0, (-1, num_frames))
@@ -253,7 +255,7 @@ class DAFlow(ModelMixin, ConfigMixin):
                 [tokens(out.queries[j]) for j in taps],
                 [tokens(out.keys[j]) for j in taps],
                 grid,
-                float(sigma),
+                sigma,
             )
             if out.sample is not None:
                 velocity = out.sample
