@@ -134,10 +134,11 @@ class DAFlow(ModelMixin, ConfigMixin):
         self.dpt_key = head(zero_output=False)
         self.dpt_context = head(zero_output=False)
         self.raft = RAFT(**{**(raft_config or {}), 'extra_context_dim': feature_channels})
-        self._zero_context_columns()
+        self.zero_context_columns()
         self._noise: dict[tuple[Any, ...], torch.Tensor] = {}
 
-    def _zero_context_columns(self) -> None:
+    def zero_context_columns(self) -> None:
+        """Make the GRU deaf to the context features, as at the start of training."""
         first = self.raft.hidden_dim + self.raft.context_dim
         columns = slice(first, first + self.config.feature_channels)
         for name, module in self.raft.update_block.gru.named_modules():

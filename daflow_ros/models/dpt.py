@@ -92,8 +92,12 @@ class DPTHead(nn.Module):
         self.fuse = nn.ModuleList(FusionBlock(channels, i == 0) for i in range(len(scales)))
         self.output = nn.Conv2d(channels, out_channels, 3, padding=1)
         if zero_output:
-            nn.init.zeros_(self.output.weight)
-            self.output.bias = nn.Parameter(torch.zeros(out_channels))
+            self.zero_output()
+
+    def zero_output(self) -> None:
+        """Make the output exactly zero, as at the start of training."""
+        for parameter in self.output.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, taps: Sequence[torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:
         """Run the head.
