@@ -67,7 +67,7 @@ def describe_run(
 
 
 def write_results(folder: Path, run: Record, results: list[SourceResult]) -> None:
-    """Write results.json (everything) and summary.csv (means by source and corruption).
+    """Write results.json (everything), summary.csv (means by source and corruption), proxies.csv.
 
     Times and memory lie under keys named `timing`; all else is the same in every run.
     """
@@ -81,6 +81,21 @@ def write_results(folder: Path, run: Record, results: list[SourceResult]) -> Non
     }
     write_json(folder / 'results.json', content)
     (folder / 'summary.csv').write_text(summary_csv(results))
+    if content['proxy_correlations']:
+        (folder / 'proxies.csv').write_text(correlations_csv(content['proxy_correlations']))
+
+
+def correlations_csv(rows: list[Record]) -> str:
+    """Rank correlations of the proxies with EPE, as `proxy_correlations` gives them."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator='\n')
+    names = ('proxy', 'frames', 'models', 'conditions', 'records')
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([
+            f'{row[name]:.3f}' if isinstance(row[name], float) else row[name] for name in names
+        ])
+    return buffer.getvalue()
 
 
 def summary_csv(results: list[SourceResult]) -> str:
