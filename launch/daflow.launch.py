@@ -27,6 +27,7 @@ def start_node(context):
     parameters.update({name: value[name] for name in TEXTS if value[name]})
     parameters.update({name: value[name] == 'true' for name in FLAGS if value[name]})
     topic = value['image_topic']
+    logger = '.'.join([*filter(None, value['namespace'].split('/')), 'daflow'])
     return [
         Node(
             package='daflow_ros',
@@ -38,7 +39,7 @@ def start_node(context):
                 ('image_raw', topic),
                 ('image_raw/compressed', f'{topic}/compressed'),
             ],
-            ros_arguments=['--log-level', f'daflow:={value["log_level"]}'],
+            ros_arguments=['--log-level', f'{logger}:={value["log_level"]}'],
             output='screen',
         )
     ]

@@ -98,15 +98,23 @@ def test_filling_a_flow_field_is_quick():
 
 def test_profile_of_the_user_is_kept(tmp_path):
     own = tmp_path / 'own.xml'
-    names = (transport.PROFILE_VARIABLE, transport.OLD_PROFILE_VARIABLE)
-    for variable in names:
+    for variable in (transport.PROFILE_VARIABLE, transport.OLD_PROFILE_VARIABLE):
         environ = {variable: str(own)}
         assert transport.use_shipped_profile(environ) == own
-        assert environ == dict.fromkeys(names, str(own))
+        assert environ == {variable: str(own)}
     environ = {}
     shipped = transport.use_shipped_profile(environ)
-    assert environ == dict.fromkeys(names, str(shipped))
+    assert environ == {transport.profile_variable(): str(shipped)}
     assert shipped.is_file()
+
+
+def test_variable_is_the_one_that_fast_dds_reads(tmp_path):
+    kilted, jazzy = tmp_path / 'kilted', tmp_path / 'jazzy'
+    (kilted / 'share' / 'fastdds').mkdir(parents=True)
+    (jazzy / 'share' / 'fastrtps').mkdir(parents=True)
+    variable = transport.profile_variable
+    assert variable([str(tmp_path), str(kilted)]) == 'FASTDDS_DEFAULT_PROFILES_FILE'
+    assert variable([str(tmp_path), str(jazzy)]) == 'FASTRTPS_DEFAULT_PROFILES_FILE'
 
 
 def test_segment_size_is_read(tmp_path):

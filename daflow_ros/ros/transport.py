@@ -13,15 +13,17 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import MutableMapping
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from daflow_ros.ros.share import share_file
 
+#: Environment variable that names the profile, for Fast DDS 3 (ROS 2 Kilted and later) and for
+#: the versions before it (Jazzy), which do not know the new name.
 PROFILE_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
-#: Name of the same variable before Fast DDS 3 (ROS 2 Jazzy reads this one alone).
 OLD_PROFILE_VARIABLE = 'FASTRTPS_DEFAULT_PROFILES_FILE'
 #: Segment of Fast DDS without a profile, bytes.
 DEFAULT_SEGMENT_SIZE = 512 * 1024
@@ -54,8 +56,29 @@ class SharedMemory:
         return sum(path.stat().st_size for path in self.stale if path.exists())
 
 
-def user_profile(environ: MutableMapping[str, str] | None = None) -> Path | None:
-    """The profile that the environment names, or None."""
+def profile_variable(prefixes: Sequence[str] | None = None) -> str:
+    """Name of the environment variable that the installed Fast DDS reads.
+
+    Only that one may be set: Fast DDS 3 reads a profile under the old name a second time and then
+    refuses it.
+
+    Args:
+        prefixes: install prefixes to look in, None for those of the ROS environment.
+    """
+    if prefixes is None:
+        prefixes = [*os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep), sys.prefix]
+    for prefix in prefixes:
+        share = Path(prefix) / 'share'
+        if prefix and (share / 'fastdds').is_dir():
+            return PROFILE_VARIABLE
+        # The package's name up to version 2.
+        if prefix and (share / 'fastrtps').is_dir():
+            return OLD_PROFILE_VARIABLE
+    return PROFILE_VARIABLE
+
+
+def user_profile(environ: Mapping[str, str] | None = None) -> Path | None:
+    """The profile that the environment names, under either name, or None."""
     environ = os.environ if environ is None else environ
     for variable in (PROFILE_VARIABLE, OLD_PROFILE_VARIABLE):
         if environ.get(variable):
@@ -68,19 +91,18 @@ def use_shipped_profile(environ: MutableMapping[str, str] | None = None) -> Path
 
     To be called before ``rclpy.init``; child processes inherit the setting.
 
-    Both names of the variable are set, as the versions of Fast DDS read one or the other.
-
     Returns:
-        The profile in force.
+        The profile that is named then.
 
     Raises:
         FileNotFoundError: the shipped profile is not installed.
     """
     environ = os.environ if environ is None else environ
-    profile = user_profile(environ) or share_file('config', 'fastdds.xml')
-    for variable in (PROFILE_VARIABLE, OLD_PROFILE_VARIABLE):
-        if not environ.get(variable):
-            environ[variable] = str(profile)
+    named = user_profile(environ)
+    if named is not None:
+        return named
+    profile = share_file('config', 'fastdds.xml')
+    environ[profile_variable()] = str(profile)
     return profile
 
 
