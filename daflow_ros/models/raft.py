@@ -272,7 +272,9 @@ class CorrelationPyramid:
         b, _, h, w = fmap1.shape
         self.shape = (b, h, w)
         self.radius = radius
-        query = fmap1.flatten(2).transpose(1, 2) * scale
+        # In full precision, as the official code: rounding would cost sub-pixel accuracy.
+        fmap2 = fmap2.float()
+        query = fmap1.float().flatten(2).transpose(1, 2) * scale
         self.pyramid: list[Tensor] = []
         for level in range(levels):
             # The mean of correlations is the correlation with the mean: pooling the features is
@@ -280,7 +282,8 @@ class CorrelationPyramid:
             # cells: repeat the last level rather than fail.
             if level and min(fmap2.shape[-2:]) >= 2:
                 fmap2 = F.avg_pool2d(fmap2, 2, stride=2)
-            volume = torch.matmul(query, fmap2.flatten(2)).float()
+            with torch.autocast(query.device.type, enabled=False):
+                volume = torch.matmul(query, fmap2.flatten(2))
             if level == 0:
                 self.volume = volume  # (B, hw, hw)
             self.pyramid.append(volume.reshape(b * h * w, 1, *fmap2.shape[-2:]))
