@@ -30,6 +30,7 @@ class RecordedFlow:
     flow: NDArray[np.float32]
     confidence: NDArray[np.float32] | None
     model: str
+    weights_revision: str
     processing_latency: float
     end_to_end_latency: float
 
@@ -67,4 +68,5 @@ def read_recorded_flow(
             yield RecordedFlow(
                 _nanoseconds(message.header.stamp), _nanoseconds(message.target_stamp),
                 np.array(image_array(message.flow), np.float32), confidence, message.model,
+                str(message.weights_revision),
                 float(message.processing_latency), float(message.end_to_end_latency))

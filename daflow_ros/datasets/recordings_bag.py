@@ -61,13 +61,16 @@ class Bag:
         self.typestore = get_typestore(Stores.ROS2_JAZZY if self.is2 else Stores.ROS1_NOETIC)
 
     def connections(self, topic: str) -> list[Connection]:
+        """Every connection that recorded a topic."""
         return [x for x in self.reader.connections if x.topic == topic]
 
     def raw(self, topic: str, start: int | None = None, stop: int | None = None
             ) -> Iterator[tuple[Connection, int, bytes]]:
+        """Serialized messages of a topic with the time (ns) they were recorded at."""
         yield from self.reader.messages(self.connections(topic), start, stop)
 
     def deserialize(self, connection: Connection, data: bytes) -> Any:
+        """Message object of rosbags, with the fields of the ROS message."""
         kind = connection.msgtype
         if kind not in self.typestore.fielddefs:
             if connection.msgdef.format != MessageDefinitionFormat.MSG:
@@ -92,6 +95,7 @@ class Bag:
 
 @contextmanager
 def open_reader(path: Path) -> Iterator[Bag]:
+    """Open a bag; whatever is wrong with it while it is open is a RecordingError."""
     with _naming(path):
         bag = Bag(path)
         try:

@@ -148,9 +148,9 @@ class BagPlayer:
             report.sent += 1
             if on_sent is not None:
                 on_sent(data.stamp_ns)
+            # The first picture has no partner yet, so no answer.
             if rate == 0 and wait_for_answer is not None and report.sent > 1:
-                if not wait_for_answer(data.stamp_ns):
-                    report.unanswered += 1
+                report.unanswered += not wait_for_answer(data.stamp_ns)
         report.elapsed = time.monotonic() - begin
         return report
 
