@@ -180,10 +180,9 @@ def test_same_pixels_for_all_and_again(tmp_path):
 def test_names_on_the_command_line():
     chosen = [c.label for c in parse_corruptions('rain:2+4, fog,clean,rain:2')]
     assert chosen == ['clean', 'rain:2', 'rain:4', 'fog:3']
-    for wrong in ('drizzle:2', 'rain:9', 'rain:x', 'rain:'):
-        if wrong != 'rain:':
-            with pytest.raises(ValueError, match='rain|drizzle'):
-                parse_corruptions(wrong)
+    for wrong in ('drizzle:2', 'rain:9', 'rain:x'):
+        with pytest.raises(ValueError, match=wrong.partition(':')[0]):
+            parse_corruptions(wrong)
     labels = [s.label for s in parse_models('dis,raft@a/things.pth,raft@b/kitti.pth')]
     assert labels == ['dis', 'raft@things', 'raft@kitti']
     with pytest.raises(ValueError, match='unknown model'):
@@ -202,8 +201,9 @@ def test_regions_against_a_loop():
     truth = GroundTruth(flow, valid, occluded)
     measured = measures.accuracy(prediction, truth, measures.region_masks(truth))
 
+    sides = ((0, 1), (1, 0), (0, -1), (-1, 0))
     boundary = [
-        (y, x) for y in range(30) for x in range(40) for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0))
+        (y, x) for y in range(30) for x in range(40) for dy, dx in sides
         if valid[y, x] and 0 <= y + dy < 30 and 0 <= x + dx < 40 and valid[y + dy, x + dx]
         and math.dist(flow[y, x], flow[y + dy, x + dx]) > 1
     ]

@@ -14,7 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'sources', nargs='+', metavar='SOURCE',
         help='rosbag2 (.mcap, .db3 or folder), ROS 1 .bag, video, folder of images, or the root '
-        'of a benchmark (Sintel, Spring, TartanAir, KITTI, Middlebury, FlyingChairs)',
+        'of a benchmark (Sintel, Spring, TartanAir, KITTI, Middlebury, FlyingChairs); a folder of '
+        'recordings stands for all of them',
     )
     parser.add_argument(
         '--models', metavar='NAME[@WEIGHTS],...',
@@ -50,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'with EPE (twice the time)',
     )
     parser.add_argument(
+        '--ray-address', metavar='ADDRESS',
+        help='run the sources side by side on Ray: local (this machine), auto, or host:port of a '
+        "cluster that sees the same files (pip install 'daflow_ros[fleet]')",
+    )
+    parser.add_argument(
         '--no-report', action='store_true', help='print the table and write JSON and CSV only'
     )
 
@@ -66,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from daflow_ros.estimators import EstimatorError, default_estimator
-    from daflow_ros.evaluation import output, summary
+    from daflow_ros.evaluation import fleet, output, summary
     from daflow_ros.evaluation.corruptions import parse_corruptions
     from daflow_ros.evaluation.models import parse_models
     from daflow_ros.evaluation.runner import Settings, SourceResult, evaluate_source
@@ -84,14 +90,21 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.output)
     results: list[SourceResult] = []
     failed: dict[str, str] = {}
-    for source in args.sources:
-        try:
-            results.append(evaluate_source(source, settings, folder, _progress))
-        except EstimatorError as error:
-            print(f'daflow evaluate: {error}', file=sys.stderr)
-            return 2
-        except SourceError as error:
-            failed[source] = str(error)
+    sources = fleet.expand_sources(args.sources)
+    try:
+        if args.ray_address:
+            results, failed = fleet.evaluate_fleet(
+                sources, settings, folder, args.ray_address, _progress
+            )
+            sources = []
+        for source in sources:
+            try:
+                results.append(evaluate_source(source, settings, folder, _progress))
+            except SourceError as error:
+                failed[source] = str(error)
+    except (EstimatorError, fleet.FleetError) as error:
+        print(f'daflow evaluate: {error}', file=sys.stderr)
+        return 2
     for problem in [*failed.values(), *(f for result in results for f in result.failures)]:
         print(f'not evaluated: {problem}', file=sys.stderr)
     records = [record for result in results for record in result.records]

@@ -72,17 +72,18 @@ def write_results(folder: Path, run: Record, results: list[SourceResult]) -> Non
     Times and memory lie under keys named `timing`; all else is the same in every run.
     """
     records = [record for result in results for record in result.records]
+    correlations = proxy_correlations(records)
     content = {
         'run': run,
         'summary': {r.source: table(r.records) for r in results},
         'corrupted': over_corruptions(records),
-        'proxy_correlations': proxy_correlations(records),
+        'proxy_correlations': correlations,
         'records': records,
     }
     write_json(folder / 'results.json', content)
     (folder / 'summary.csv').write_text(summary_csv(results))
-    if content['proxy_correlations']:
-        (folder / 'proxies.csv').write_text(correlations_csv(content['proxy_correlations']))
+    if correlations:
+        (folder / 'proxies.csv').write_text(correlations_csv(correlations))
 
 
 def correlations_csv(rows: list[Record]) -> str:

@@ -54,7 +54,7 @@ class Settings:
 
 @dataclass
 class SourceResult:
-    """All records of one source, failures included."""
+    """All records of one source, failures included; fresh: something was estimated now."""
 
     source: str
     path: str
@@ -62,6 +62,7 @@ class SourceResult:
     records: list[Record]
     failures: list[str]
     models: dict[str, dict[str, Any]]
+    fresh: bool = True
 
 
 def rounded(value: Any) -> Any:
@@ -240,10 +241,12 @@ def evaluate_source(
             )
         for run in pending:
             run.store(source.failures)
-    return _collect(source, runs, settings)
+    return _collect(source, runs, settings, bool(pending))
 
 
-def _collect(source: Source, runs: list[_ModelRun], settings: Settings) -> SourceResult:
+def _collect(
+    source: Source, runs: list[_ModelRun], settings: Settings, fresh: bool
+) -> SourceResult:
     records, failures, models = [], set(), {}
     for run in runs:
         failures |= set(run.content['failures'])
@@ -259,5 +262,5 @@ def _collect(source: Source, runs: list[_ModelRun], settings: Settings) -> Sourc
                     'corruption': corruption.name, 'severity': corruption.severity, **record,
                 })
     return SourceResult(
-        source.name, str(source.path), source.kind, records, sorted(failures), models
+        source.name, str(source.path), source.kind, records, sorted(failures), models, fresh
     )
