@@ -83,7 +83,8 @@ class BuildWithCMake(build_py):
                 raise SystemExit(f'{tool} is missing (Debian, Ubuntu: cmake, g++).')
         jobs = str(os.cpu_count() or 1)
         for command in (
-            ['cmake', '-S', str(ROOT), '-B', str(build), f'-DCMAKE_INSTALL_PREFIX={stage}'] + options,
+            ['cmake', '-S', str(ROOT), '-B', str(build), f'-DCMAKE_INSTALL_PREFIX={stage}',
+             *options],
             ['cmake', '--build', str(build), '--parallel', jobs],
             ['cmake', '--install', str(build)],
         ):
@@ -108,9 +109,12 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=[NAME, f'{NAME}.*']),
-    package_data={NAME: ['py.typed', 'weights/*', 'weights/**/*']},
+    package_data={
+        NAME: ['py.typed', 'weights/*', 'weights/**/*', 'evaluation/*.j2', 'evaluation/*.csv'],
+    },
     install_requires=requirements('requirements.txt'),
     extras_require={
+        'fleet': ['ray>=2.9'],
         'ros': requirements('requirements-ros.txt'),
         'test': requirements('requirements-dev.txt'),
     },
