@@ -304,9 +304,10 @@ def test_any_size_goes_through_the_estimator(folder, size):
 def test_half_precision_steps_and_tiles(folder):
     exact = load_estimator('daflow_tiny', device='cpu', weights=folder, pyramid=1)
     reference = exact.estimate(*pair(96, 96), iterations=1).flow
-    half = load_estimator('daflow_tiny', device='cpu', weights=folder, dtype='bfloat16', pyramid=1)
-    flow = half.estimate(*pair(96, 96), iterations=1).flow
-    assert np.median(np.abs(flow - reference)) < 1.0
+    for dtype in ('bfloat16', 'float16'):
+        half = load_estimator('daflow_tiny', device='cpu', weights=folder, dtype=dtype, pyramid=1)
+        flow = half.estimate(*pair(96, 96), iterations=1).flow
+        assert np.median(np.abs(flow - reference)) < 1.0
     tiled = load_estimator('daflow_tiny', device='cpu', weights=folder, pixel_budget=160 * 160)
     assert tiled.estimate(*pair(170, 210), iterations=1).flow.shape == (170, 210, 2)
     steps = load_estimator('daflow_tiny', device='cpu', weights=folder, diffusion_steps=3)
@@ -314,6 +315,22 @@ def test_half_precision_steps_and_tiles(folder):
     zero = load_estimator('daflow_zero_shot', device='cpu', weights=folder, layer=1)
     out = zero.estimate(*pair(64, 96))
     assert out.flow.shape == (64, 96, 2) and out.confidence is None
+
+
+def test_consistency_check_sets_confidence(folder):
+    """Against the mask of the two flows, for a model with a head and for one without."""
+    from daflow_ros.flow.consistency import forward_backward_mask
+
+    first, second = pair(64, 96)
+    for name, head in (('daflow_tiny', True), ('daflow_zero_shot', False)):
+        plain = load_estimator(name, device='cpu', weights=folder, pyramid=1)
+        checked = load_estimator(name, device='cpu', weights=folder, pyramid=1, consistency=True)
+        forward = plain.estimate(first, second, iterations=1)
+        backward = plain.estimate(second, first, iterations=1)
+        mask = forward_backward_mask(forward.flow, backward.flow)
+        out = checked.estimate(first, second, iterations=1)
+        assert np.array_equal(out.flow, forward.flow) and out.confidence.dtype == np.float32
+        assert np.allclose(out.confidence, mask * (forward.confidence if head else 1.0))
 
 
 def test_not_a_number_is_an_error_and_never_a_flow(folder, tmp_path):
