@@ -16,7 +16,7 @@ from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
 from daflow_ros.estimators import ESTIMATORS
 
 #: Arguments passed on as options of the same name when they are given.
-OPTIONS = ('model', 'output', 'rate')
+OPTIONS = ('topic', 'model', 'device', 'output', 'rate')
 
 
 def start_replay(context):
@@ -44,6 +44,12 @@ def generate_launch_description():
             default_value='',
             choices=['', 'auto', *ESTIMATORS],
             description='model, as `daflow models` lists them (default: the default model)',
+        ),
+        DeclareLaunchArgument(
+            'topic', default_value='', description='image topic of a bag with several cameras'
+        ),
+        DeclareLaunchArgument(
+            'device', default_value='', description='auto, cpu, cuda or cuda:N (default: auto)'
         ),
         DeclareLaunchArgument(
             'output', default_value='', description='folder for the flow bag, video and summary'

@@ -140,11 +140,8 @@ def test_source_files():
     foreign = re.compile('|'.join(['/ro' + 'ot/', '/wo' + 'rk/', '/ho' + r'me/\w+/\w']))
     faults = []
     for path in tracked_files():
-        if path.suffix not in ('.py', '.sh', '.msg', '.cmake', '.yaml', '.toml') and str(path) not in (
-            'Makefile',
-            '.ci/run',
-            'CMakeLists.txt',
-        ):
+        suffixes = ('.py', '.sh', '.msg', '.cmake', '.yaml', '.toml')
+        if path.suffix not in suffixes and path.name not in ('Makefile', 'run', 'CMakeLists.txt'):
             continue
         text = (ROOT / path).read_text()
         if text.strip() and 'SPDX-License-Identifier: Apache-2.0' not in text[:200]:

@@ -27,10 +27,10 @@ PROFILE_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
 OLD_PROFILE_VARIABLE = 'FASTRTPS_DEFAULT_PROFILES_FILE'
 #: Segment of Fast DDS without a profile, bytes.
 DEFAULT_SEGMENT_SIZE = 512 * 1024
-SHARED_MEMORY = Path('/dev/shm')
+SHARED_MEMORY = Path('/dev/shm')  # noqa: S108
 
-# Fast DDS (fastrtps_ before version 3) names a segment after 16 hexadecimal digits and keeps a file
-# NAME_el beside it, which its process holds locked while it lives.
+# Fast DDS (fastrtps_ before version 3) names a segment after 16 hexadecimal digits and keeps a
+# file NAME_el beside it, which its process holds locked while it lives.
 _SEGMENT = re.compile(r'(fastrtps|fastdds)_[0-9a-f]{16}')
 
 
