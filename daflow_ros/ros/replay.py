@@ -269,8 +269,8 @@ def _wait_for_node(
         lambda: player.subscribers > 0 and answers.stats is not None, START_TIMEOUT,
         process.check, stop)
     if not ready and not stop.is_set():
-        raise NodeProcessError(f'the node is not active after {START_TIMEOUT:.0f} s; its log says\n'
-                           f'{process.log_tail()}')
+        raise NodeProcessError(f'the node is not active after {START_TIMEOUT:.0f} s; its log says'
+                           f'\n{process.log_tail()}')
     # Discovery runs both ways, and the other way may lag behind by a moment.
     stop.wait(0.5)
 
@@ -298,8 +298,8 @@ def _play(
         while not stop.is_set() and report.sent > 1:
             count = len(answers.flow_at)
             answers.wait(
-                lambda count=count: len(answers.flow_at) > count or last in answers.flow_at
-                or answers.settled(report.sent), patience(), process.check, stop)
+                lambda count=count: len(answers.flow_at) > count or answers.settled(report.sent),
+                patience(), process.check, stop)
             bar.set_postfix(flow=len(answers.flow_at))
             if (last in answers.flow_at or answers.settled(report.sent)
                     or len(answers.flow_at) == count):
@@ -332,7 +332,8 @@ def _count(summary: ReplaySummary, report: PlayReport, answers: _Answers,
     latencies = [1e3 * (at - report.sent_at[stamp]) for stamp, at in answers.flow_at.items()
                  if stamp in report.sent_at]
     if latencies:
-        summary.latency_p50, summary.latency_p95 = map(float, np.percentile(latencies, (50, 95)))
+        median, high = np.percentile(latencies, (50, 95))
+        summary.latency_p50, summary.latency_p95 = float(median), float(high)
 
 
 def _film_rate(stamps: list[int]) -> float:

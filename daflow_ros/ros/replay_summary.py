@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,9 @@ class ReplaySummary:
         rows.append(('dropped', ', '.join(drops) or 'none'))
         if self.late:
             rows.append(('sent late', f'{self.late} frames: this machine was too busy'))
-        speed = f'played at {self.playback:g} x' if self.playback else 'as fast as the model answers'
+        speed = 'as fast as the model answers'
+        if self.playback:
+            speed = f'played at {self.playback:g} x'
         rows.append(('rate', f'{self.rate:.1f} Hz ({speed})'))
         rows.append(('latency', f'{self.latency_p50:.0f} ms median, {self.latency_p95:.0f} ms 95 %'
                      ' (picture sent to flow received)'))
@@ -122,7 +125,7 @@ def add_flow(
     Raises:
         RecordingError: the bag or the ground truth cannot be read.
     """
-    successors = set(zip(stamps, stamps[1:], strict=False))
+    successors = set(pairwise(stamps))
     truth_at = recording.read_flow() if recording.read_flow is not None else None
     processing, zero, outliers = [], [], []
     for field_ in read_recorded_flow(flow_bag):

@@ -43,8 +43,15 @@ def confidence_to_color(confidence: NDArray[np.float32]) -> Image:
     return np.ascontiguousarray(colours * known[..., None].astype(np.uint8))
 
 
+def typical_length(flow: NDArray[np.float32]) -> float:
+    """98th percentile of the vectors' lengths, px; NaN where none is known."""
+    lengths = np.hypot(flow[::8, ::8, 0], flow[::8, ::8, 1])
+    known = lengths[np.isfinite(lengths)]
+    return float(np.percentile(known, 98)) if known.size else float('nan')
+
+
 def compose(frame: Frame, field: RecordedFlow | None, max_flow: float, with_confidence: bool,
-            with_truth: bool) -> Image:
+            with_truth: bool, error: float | None = None) -> Image:
     """One picture of the film: input | flow | confidence and true flow where there are such."""
     height, width = frame.image.shape[:2]
     empty = np.full((height, width, 3), 40, np.uint8)
@@ -53,14 +60,15 @@ def compose(frame: Frame, field: RecordedFlow | None, max_flow: float, with_conf
         panels.append(label(empty, 'no flow for this frame'))
     else:
         colours = flow_to_color(field.flow, max_flow)
-        panels.append(label(colours, f'{field.model}: full colour {max_flow:.0f} px'))
+        text = field.model if error is None else f'{field.model}: EPE {error:.1f} px'
+        panels.append(label(colours, text))
     if with_confidence:
         confidence = None if field is None else field.confidence
         panels.append(label(empty if confidence is None else confidence_to_color(confidence),
                             'confidence'))
     if with_truth:
         panels.append(label(empty if frame.flow is None else flow_to_color(frame.flow, max_flow),
-                            'ground truth'))
+                            f'ground truth (full colour {max_flow:.0f} px)'))
     if len(panels) == 4:
         rows = [np.concatenate(panels[:2], axis=1), np.concatenate(panels[2:], axis=1)]
         return np.concatenate(rows)
@@ -135,14 +143,17 @@ def write_side_by_side(
         OSError: a file cannot be written.
     """
     stamps, scales, with_confidence = [], [1.0], False
-    for field in read_recorded_flow(flow_bag):
+    truth_at = recording.read_flow() if recording.read_flow is not None else None
+    for index, field in enumerate(read_recorded_flow(flow_bag)):
         stamps.append(field.stamp_ns)
         with_confidence |= field.confidence is not None
-        lengths = np.hypot(field.flow[::8, ::8, 0], field.flow[::8, ::8, 1])
-        if np.isfinite(lengths).any():
-            scales.append(float(np.nanpercentile(lengths, 98)))
+        if truth_at is None:
+            scales.append(typical_length(field.flow))
+        elif index % 8 == 0:
+            truth = truth_at(field.stamp_ns)
+            scales.append(float('nan') if truth is None else typical_length(truth))
     # One scale for the whole film, or its colours would flicker.
-    max_flow = max(float(np.percentile(scales, 90)), 1.0)
+    max_flow = max(float(np.nanpercentile(scales, 90)), 1.0)
     if errors:
         ranked = sorted(errors, key=lambda stamp: errors[stamp])
         chosen = ranked[len(ranked) // 2]
@@ -160,10 +171,11 @@ def write_side_by_side(
             if match is not None and match.flow.shape[:2] != frame.image.shape[:2]:
                 match = None
             image = compose(frame, match, max_flow, with_confidence,
-                            recording.flow_topic is not None)
+                            recording.flow_topic is not None,
+                            (errors or {}).get(frame.stamp_ns))
             writer.write(image)
-            if frame.stamp_ns == chosen or (chosen < 0 and not picture.exists()):
-                if not cv2.imwrite(str(picture), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-                    raise OSError(f'{picture}: cannot be written')
+            wanted = frame.stamp_ns == chosen or (chosen < 0 and not picture.exists())
+            if wanted and not cv2.imwrite(str(picture), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+                raise OSError(f'{picture}: cannot be written')
     finally:
         writer.close()
