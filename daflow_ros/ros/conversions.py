@@ -95,9 +95,9 @@ def image_to_rgb(message: Any) -> NDArray[np.uint8]:
         UnknownEncodingError: an encoding that is not a camera picture's.
     """
     encoding = str(message.encoding)
-    pixels = image_array(message)  # checks the message, whichever bridge reads it
     if encoding not in ENCODINGS:
         raise UnknownEncodingError(f'encoding {encoding!r} is not that of a camera picture')
+    pixels = image_array(message)  # checks the message, whichever bridge reads it
     bridge = bridge_choice().bridge_for(encoding)
     try:
         rgb = bridge.imgmsg_to_cv2(message, 'rgb8')
@@ -191,7 +191,8 @@ def _samples(encoding: str) -> list[Image]:
     for big in (False, True) if sixteen else (False,):
         ramp = 40 + 8 * np.add.outer(np.arange(planar or 8), np.arange(8))[..., None]
         values = np.repeat(ramp, channels, axis=2) + 20 * np.arange(channels)
-        values = (values * (257 if sixteen else 1)).reshape(len(ramp), -1)
+        # Not 257: both bytes would be equal, and their order would not show.
+        values = (values * (250 if sixteen else 1)).reshape(len(ramp), -1)
         values = values.clip(0, 65535 if sixteen else 255)
         rows = values.astype(('>' if big else '<') + ('u2' if sixteen else 'u1')).view(np.uint8)
         padded = np.pad(rows, ((0, 0), (0, 0 if planar else 4 * channels)))

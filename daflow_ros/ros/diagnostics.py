@@ -16,6 +16,8 @@ OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.E
 OVERRUNS_WARN, OVERRUNS_ERROR = 3, 30
 #: Seconds on one pair after which the model is said to be stuck.
 STUCK = 10.0
+#: Shared-memory segment of Fast DDS that loses large images, bytes.
+SMALL_SEGMENT = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,16 @@ def _silence(now: Snapshot, source: Input) -> tuple[bytes, str]:
 
 
 def _transport(source: Input) -> str:
+    line = 'the camera stopped, or images are larger than the transport carries'
     if source.segment_size is None:
-        return 'stopped camera, or images larger than the transport carries'
-    return (
-        f'stopped camera, or images lost by the transport: this process has a shared-memory '
-        f'segment of {source.segment_size / 1e6:.1f} MB; set FASTDDS_DEFAULT_PROFILES_FILE in '
-        'both processes (see daflow doctor)'
-    )
+        return line
+    if source.segment_size < SMALL_SEGMENT:
+        return (
+            f'{line}: this process has a shared-memory segment of '
+            f'{source.segment_size / 1e6:.1f} MB; set FASTDDS_DEFAULT_PROFILES_FILE in both '
+            'processes (see daflow doctor)'
+        )
+    return f'{line}: start the publisher with FASTDDS_DEFAULT_PROFILES_FILE set as here'
 
 
 _ADVICE = {

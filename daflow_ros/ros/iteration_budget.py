@@ -3,43 +3,45 @@
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import takewhile
 from math import floor
+from statistics import median
 
-#: Weight of the newest measurement in the running means.
-_NEWEST = 0.4
+import numpy as np
+
+#: Pairs that are remembered, and how many of the same iterations say how long those take now.
+_MEMORY, _NOW = 12, 3
 
 
 class IterationBudget:
-    """Chooses iterations from the time that pairs took.
+    """Chooses iterations from the time that the last pairs took.
 
-    Time is taken as ``a + b * iterations``. The last times anchor the line; its slope ``b`` comes
-    from the numbers of iterations run so far, and is at most time / iterations (``a`` = 0), which
-    errs on the side of fewer iterations.
+    Time is taken as ``a + b * iterations``. The last pairs anchor the line; its slope ``b`` comes
+    from pairs with other numbers of iterations, and is at most time / iterations (``a`` = 0),
+    which errs on the side of fewer iterations.
     """
 
     def __init__(self) -> None:
-        self._last: int | None = None
-        self._times: dict[int, float] = {}
+        self._pairs: deque[tuple[int, float]] = deque(maxlen=_MEMORY)
 
     def choose(self, full: int, deadline: float) -> int:
         """Iterations, 1 to ``full``, that should take at most ``deadline`` seconds."""
-        if self._last is None:
+        if not self._pairs:
             return full
-        time = self._times[self._last]
-        change = floor((deadline - time) / self._slope(self._last, time))
-        return min(max(self._last + change, 1), full)
+        last = self._pairs[-1][0]
+        same = takewhile(lambda pair: pair[0] == last, reversed(self._pairs))
+        time = median([seconds for _, seconds in same][:_NOW])
+        change = floor((deadline - time) / self._slope(time / last))
+        return min(max(last + change, 1), full)
 
     def measured(self, iterations: int, seconds: float) -> None:
         """Tell how long a pair took; both positive."""
-        before = self._times.get(iterations, seconds)
-        self._times[iterations] = before + _NEWEST * (seconds - before)
-        self._last = iterations
+        self._pairs.append((iterations, seconds))
 
-    def _slope(self, iterations: int, time: float) -> float:
-        most = time / iterations
-        fewest, largest = min(self._times), max(self._times)
-        if fewest == largest:
+    def _slope(self, most: float) -> float:
+        counts, times = np.array(self._pairs).T
+        if (counts == counts[0]).all():
             return most
-        rise = (self._times[largest] - self._times[fewest]) / (largest - fewest)
         # Old measurements may contradict the new ones (another load, another image size).
-        return min(max(rise, most / 20), most)
+        return min(max(float(np.polyfit(counts, times, 1)[0]), most / 20), most)

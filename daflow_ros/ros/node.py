@@ -86,9 +86,7 @@ class FlowNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check the parameters, load the model, create the topics."""
         try:
-            if self._refused:
-                raise ParameterError('; '.join(self._refused.values()))
-            parameters = params.read(self)
+            parameters = params.read(self, refused=self._refused)
             name = parameters.model
             if name == params.AUTO_MODEL:
                 name = default_estimator()
@@ -102,8 +100,9 @@ class FlowNode(LifecycleNode):
             EstimatorError, ParameterError, InvalidParameterException, InvalidQosOverridesError,
             RuntimeError, OSError, ImportError, MemoryError,
         ) as error:  # fmt: skip
-            self._configure_error = str(error)
-            self.get_logger().error(f'cannot configure: {error}')
+            if self.context.ok():  # else the process is about to end, and the error comes of it
+                self._configure_error = str(error)
+                self.get_logger().error(f'cannot configure: {error}')
             self._tear_down()
             return FAILURE
         self._configure_error = ''
@@ -186,8 +185,8 @@ class FlowNode(LifecycleNode):
                         f'{name} can be set only while the node is unconfigured: '
                         'deactivate it and clean it up first'
                     )
-            if all(self.has_parameter(name) for name in params.PARAMETERS):
-                params.read(self, known)
+            if params.is_valid(self):
+                params.read(self, known)  # what the values mean together
         except ParameterError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
@@ -208,6 +207,13 @@ class FlowNode(LifecycleNode):
     # Reports
 
     def _report(self) -> None:
+        try:
+            self._publish_report()
+        except RuntimeError:
+            if self.context.ok():
+                raise
+
+    def _publish_report(self) -> None:
         """Publish /diagnostics and, while active, ~/stats."""
         array = DiagnosticArray()
         array.header.stamp = self.get_clock().now().to_msg()

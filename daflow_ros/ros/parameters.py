@@ -147,9 +147,9 @@ class NodeParameters:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'cameras', tuple(self.cameras))
         for name in PARAMETERS:
             check(name, getattr(self, name))
+        object.__setattr__(self, 'cameras', tuple(self.cameras))
         if self.min_interval >= self.max_interval:
             raise ParameterError(
                 f'min_interval {self.min_interval} s must be below max_interval '
@@ -254,15 +254,39 @@ def declare(node: Any) -> dict[str, str]:
     return refused
 
 
-def read(node: Any, changes: dict[str, Any] | None = None) -> NodeParameters:
-    """Values of a node's declared parameters, with ``changes`` in their place where given.
+def read(
+    node: Any, changes: dict[str, Any] | None = None, refused: dict[str, str] | None = None
+) -> NodeParameters:
+    """Values of a node's declared parameters.
+
+    Args:
+        node: with the parameters declared.
+        changes: values that take the place of the node's.
+        refused: what :func:`declare` returned, less what was set since.
 
     Raises:
-        ParameterError: a value, or two together, that the node cannot work with.
+        ParameterError: a value, or two together, that the node cannot work with, all in one line.
     """
     values = {name: node.get_parameter(name).value for name in PARAMETERS}
     values.update(changes or {})
+    problems = list((refused or {}).values())
+    for name, value in values.items():
+        try:
+            check(name, value)
+        except ParameterError as error:
+            problems.append(str(error))
+    if problems:
+        raise ParameterError('; '.join(problems))
     return NodeParameters(**values)
+
+
+def is_valid(node: Any) -> bool:
+    """Whether the values that a node has now are ones that it can work with."""
+    try:
+        read(node)
+    except ParameterError:
+        return False
+    return True
 
 
 def unknown_overrides(node: Any) -> list[str]:

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A flow node whose model fails, hangs or is interrupted, and inputs that never come."""
+
+import signal
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+pytest.importorskip('torch')
+
+from faulty_node import MEMORY, MEMORY_ONCE, NOT_FINITE, RAISE, SIZE, SLOW
+from node_harness import NodeProcess, image_message, pixels, seconds_of, texture, view
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+
+from daflow_ros import load_estimator
+
+WORLD = texture()
+FAST_STATUS = ('--ros-args', '-p', 'status_period:=0.2')
+
+
+def picture(index, fault=0):
+    image = view(WORLD, index)
+    image[0, 0] = fault or 200
+    return image
+
+
+@pytest.fixture(scope='module')
+def node():
+    with NodeProcess(*FAST_STATUS, faulty=True) as process:
+        process.client.listen('flow', 'stats')
+        yield process
+
+
+@pytest.mark.parametrize(
+    ('fault', 'told'),
+    [
+        (RAISE, 'a fault that was asked for'),
+        (MEMORY, 'out of device memory at 128x96, twice'),
+        (NOT_FINITE, 'not finite'),
+        (SIZE, '(95, 128, 2)'),
+    ],
+    ids=['exception', 'memory', 'not finite', 'size'],
+)
+def test_a_failing_model_is_counted_and_told(node, fault, told):
+    client = node.client
+    failed = client.stats().dropped_failed
+    begin = 100.0 * fault
+    client.publish(image_message(picture(0, fault), begin))
+    client.publish(image_message(picture(1), begin + 0.1))
+    assert client.wait(lambda: client.got['stats'][-1].dropped_failed == failed + 1)
+    assert client.wait(lambda: told in client.status['camera'].message), client.status
+    assert client.status['camera'].level == b'\2'
+    # No flow of that pair was published, and the next pair is good.
+    field = client.flow_of(image_message(picture(2), begin + 0.2))
+    assert seconds_of(field.header.stamp) == begin + 0.1
+    expected = load_estimator('dis_fast').estimate(picture(1), picture(2)).flow
+    np.testing.assert_array_equal(pixels(field.flow), expected)
+
+
+def test_memory_that_runs_out_once_is_tried_again(node):
+    client = node.client
+    failed = client.stats().dropped_failed
+    client.publish(image_message(picture(0, MEMORY_ONCE), 50.0))
+    field = client.flow_of(image_message(picture(1), 50.1))
+    assert seconds_of(field.header.stamp) == 50.0
+    assert client.stats().dropped_failed == failed
+
+
+def test_services_answer_while_the_model_works(node):
+    """And the newest pair, not the oldest, is worked on next."""
+    client = node.client
+    before = client.stats()
+    client.publish(image_message(picture(0, SLOW), 60.0))
+    client.publish(image_message(picture(1), 60.1))
+    client.settle()
+    count, stats, reports = len(client.got['flow']), len(client.got['stats']), client.reports
+    assert client.get('stride') == 1
+    assert client.set(viz_arrows=8) == ''
+    assert client.state() == 'active'
+    for index in range(2, 5):
+        client.publish(image_message(picture(index), 60 + index / 10))
+    assert client.wait(lambda: client.reports > reports and len(client.got['stats']) > stats)
+    # All of that while the pair of three seconds was in work.
+    assert len(client.got['flow']) == count
+    busy = {item.key: item.value for item in client.status['model'].values}
+    assert float(busy['time on this pair (s)']) > 0
+    assert client.wait(lambda: len(client.got['flow']) == count + 2)
+    stamps = [seconds_of(field.header.stamp) for field in client.got['flow'][-2:]]
+    assert stamps == [60.0, 60.3]
+    assert client.stats().dropped_superseded == before.dropped_superseded + 2
+
+
+def test_lifecycle_while_the_model_works(node):
+    client = node.client
+    client.publish(image_message(picture(0, SLOW), 70.0))
+    client.publish(image_message(picture(1), 70.1))
+    client.settle()
+    count = len(client.got['flow'])
+    for transition in ('deactivate', 'cleanup', 'configure', 'activate'):
+        assert client.change(transition)
+    assert client.state() == 'active'
+    client.wait(lambda: client.node.count_subscribers('image_raw'))
+    client.settle()
+    assert len(client.got['flow']) == count
+    client.publish(image_message(picture(0), 71.0))
+    field = client.flow_of(image_message(picture(1), 71.1))
+    assert seconds_of(field.header.stamp) == 71.0
+
+
+@pytest.mark.parametrize(
+    'signals', [(signal.SIGINT,), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)],
+    ids=['once', 'twice', 'term'],
+)  # fmt: skip
+def test_stopped_in_the_middle_of_a_pair(signals):
+    with NodeProcess(*FAST_STATUS, faulty=True) as node:
+        node.client.listen('flow', 'stats')
+        node.client.publish(image_message(picture(0, SLOW), 80.0))
+        node.client.publish(image_message(picture(1), 80.1))
+        node.client.settle()
+        assert node.stop(*signals) == 0
+    assert 'Traceback' not in node.output
+    assert 'rror' not in node.output
+
+
+def test_inputs_that_never_come():
+    """No publisher, one with an incompatible QoS, and a clock that is missing."""
+    topic = 'qos_overrides.NAMESPACE/image_raw.subscription.reliability:=reliable'
+    arguments = (*FAST_STATUS, '-p', 'image_timeout:=0.5', '-p', topic, '-p', 'use_sim_time:=true')
+    with NodeProcess('--model', 'dis_fast', *arguments) as node:
+        client = node.client
+
+        def told():
+            return client.status['camera'].message if 'camera' in client.status else ''
+
+        assert client.wait(lambda: 'nothing publishes it' in told()), client.status
+        assert 'nothing publishes /clock' in told()
+        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        client.node.create_publisher(Image, 'image_raw', qos)
+        assert client.wait(lambda: 'incompatible RELIABILITY' in told()), client.status
+        parameter = f'qos_overrides.{client.namespace}/image_raw.subscription.reliability'
+        assert parameter in told()
+        assert client.status['camera'].level == b'\2'
+        assert client.get(parameter) == 'reliable'
