@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package as it is built and installed: manifests, messages, files."""
 
+import ast
 import importlib.metadata
 import re
 import subprocess
@@ -163,6 +164,39 @@ def test_every_python_folder_is_a_package():
         if folder.parts[:1] == ('daflow_ros',) and not (ROOT / folder / '__init__.py').is_file()
     ]
     assert missing == []
+
+
+def test_imports_are_required():
+    """Every library is in requirements.txt or package.xml, or imported where it may fail."""
+    packages = {'PIL': 'pillow', 'cv2': 'opencv-python', 'yaml': 'PyYAML'}
+    lines = (ROOT / 'requirements.txt').read_text().splitlines()
+    required = {re.split(r'[^\w-]', line)[0] for line in lines if line and line[0] != '#'}
+    manifest = ElementTree.parse(ROOT / 'package.xml').getroot()
+    required |= {element.text for element in manifest if element.tag.endswith('depend')}
+    imported = {}
+    for path in (ROOT / 'daflow_ros').rglob('*.py'):
+        tree = ast.parse(path.read_text())
+        optional = {
+            statement
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Try)
+            and any('ImportError' in ast.dump(handler) for handler in node.handlers)
+            for statement in node.body
+        }
+        for node in ast.walk(tree):
+            if node in optional:
+                continue
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            else:
+                continue
+            imported.update({name.split('.')[0]: path.name for name in names})
+    known = set(sys.stdlib_module_names) | {'daflow_ros'}
+    foreign = {packages.get(name, name): path for name, path in imported.items()}
+    missing = {name: path for name, path in foreign.items() if name not in known | required}
+    assert missing == {}
 
 
 def test_requirements_are_installed():
