@@ -275,6 +275,8 @@ class CorrelationPyramid:
         # In full precision, as the official code: rounding would cost sub-pixel accuracy.
         fmap2 = fmap2.float()
         query = fmap1.float().flatten(2).transpose(1, 2) * scale
+        # Costs are counted on the meta device, which knows no autocast.
+        device = 'cpu' if query.is_meta else query.device.type
         self.pyramid: list[Tensor] = []
         for level in range(levels):
             # The mean of correlations is the correlation with the mean: pooling the features is
@@ -282,7 +284,7 @@ class CorrelationPyramid:
             # cells: repeat the last level rather than fail.
             if level and min(fmap2.shape[-2:]) >= 2:
                 fmap2 = F.avg_pool2d(fmap2, 2, stride=2)
-            with torch.autocast(query.device.type, enabled=False):
+            with torch.autocast(device, enabled=False):
                 volume = torch.matmul(query, fmap2.flatten(2))
             if level == 0:
                 self.volume = volume  # (B, hw, hw)
