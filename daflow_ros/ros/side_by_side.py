@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -61,7 +62,8 @@ def compose(frame: Frame, field: RecordedFlow | None, max_flow: float, with_conf
     else:
         colours = flow_to_color(field.flow, max_flow)
         text = field.model if error is None else f'{field.model}: EPE {error:.1f} px'
-        panels.append(label(colours, text))
+        scale = '' if with_truth else f' (full colour {max_flow:.0f} px)'
+        panels.append(label(colours, text + scale))
     if with_confidence:
         confidence = None if field is None else field.confidence
         panels.append(label(empty if confidence is None else confidence_to_color(confidence),
@@ -132,7 +134,8 @@ def write_side_by_side(
     Args:
         recording: what was played.
         flow_bag: what the node published.
-        video: MP4 to write, a picture for every frame, also for one without flow.
+        video: MP4 to write, a picture for every frame but the last, which begins no pair; also
+            for one without flow.
         picture: PNG to write: the frame of median error where errors are known, else the middle
             one with flow.
         rate: pictures a second.
@@ -163,7 +166,9 @@ def write_side_by_side(
     ahead = next(fields, None)
     writer = VideoWriter(video, rate)
     try:
-        for frame in tqdm(recording.frames(), 'drawing', len(recording), unit='frame'):
+        # The last frame begins no pair.
+        pairs = pairwise(recording.frames())
+        for frame, _ in tqdm(pairs, 'drawing', max(len(recording) - 1, 0), unit='frame'):
             # Both run in the order of time; a field that fits no frame is passed over.
             while ahead is not None and ahead.stamp_ns < frame.stamp_ns:
                 ahead = next(fields, None)
