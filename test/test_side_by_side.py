@@ -66,20 +66,19 @@ def test_typical_length():
     assert np.isnan(typical_length(np.full_like(flow, np.nan)))
 
 
-def test_a_film_plays(tmp_path, capfd):
+def test_a_film_plays(tmp_path):
     """Odd and changing sizes become one film with all frames and the right colours."""
     writer = VideoWriter(tmp_path / 'film.mp4', 10.0)
     for index in range(12):
         size = (101, 151, 3) if index < 6 else (60, 80, 3)
         writer.write(np.full(size, (20 * index, 100, 50), np.uint8))
     writer.close()
-    assert capfd.readouterr().err == ''
     capture = cv2.VideoCapture(str(tmp_path / 'film.mp4'))
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
     for index in range(12):
         got, bgr = capture.read()
         assert got
-        assert bgr.shape == (100, 152, 3) or bgr.shape == (100, 150, 3)
+        assert bgr.shape == (100, 152, 3)
         assert np.abs(bgr.mean(axis=(0, 1))[::-1] - (20 * index, 100, 50)).max() < 8
     assert not capture.read()[0]
     wide = VideoWriter(tmp_path / 'wide.mp4', 10.0)
