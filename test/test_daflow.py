@@ -333,6 +333,36 @@ def test_consistency_check_sets_confidence(folder):
         assert np.allclose(out.confidence, mask * (forward.confidence if head else 1.0))
 
 
+@torch.inference_mode()
+def test_three_frames_come_from_successive_calls(folder, tmp_path):
+    model = DAFlow.from_pretrained(folder).eval()
+    model.dpt_query.output.weight.normal_(0, 0.1)  # at zero, features would not show in the flow
+    model.save_pretrained(tmp_path)
+    rng = np.random.default_rng(5)
+    images = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(4)]
+
+    def expected(*indices):
+        clip = torch.from_numpy(np.stack([images[i] for i in indices])).permute(0, 3, 1, 2)
+        flow = model((clip.float() / 127.5 - 1)[None], 2, last_pair_only=True).flow
+        return flow[0].permute(1, 2, 0).numpy()
+
+    options = {'device': 'cpu', 'weights': tmp_path, 'pyramid': 1, 'num_frames': 3}
+    estimator = load_estimator('daflow_tiny', **options)
+    buffer = images[1].copy()
+    flow = estimator.estimate(images[0], buffer, iterations=2).flow
+    assert np.allclose(flow, expected(0, 1), atol=1e-3)
+    buffer[:] = 0  # the caller's memory may be used again
+    flow = estimator.estimate(images[1], images[2], iterations=2).flow
+    assert np.allclose(flow, expected(0, 1, 2), atol=1e-3)
+    assert not np.allclose(flow, expected(1, 2), atol=1e-2)
+    flow = estimator.estimate(images[2], images[3], iterations=2).flow
+    assert np.allclose(flow, expected(1, 2, 3), atol=1e-3)
+    flow = estimator.estimate(images[0], images[3], iterations=2).flow  # not successive
+    assert np.allclose(flow, expected(0, 3), atol=1e-3)
+    other = np.zeros((96, 64, 3), np.uint8)  # another size
+    assert estimator.estimate(other, other, iterations=2).flow.shape == (96, 64, 2)
+
+
 def test_not_a_number_is_an_error_and_never_a_flow(folder, tmp_path):
     model = DAFlow.from_pretrained(folder)
     with torch.no_grad():

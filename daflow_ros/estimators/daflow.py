@@ -82,6 +82,7 @@ def daflow_estimator(
         )
 
     defaults = TINY_DEFAULTS if name == 'daflow_tiny' else {}
+    defaults = {'num_frames': network.config.num_frames, **defaults}
     return NetworkEstimator(
         name,
         network,

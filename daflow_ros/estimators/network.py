@@ -82,6 +82,9 @@ class NetworkEstimator:
         consistency: run the pair backwards too and set the confidence to 0 where the two flows
             disagree (forward-backward check), to 1 elsewhere if the model tells none itself.
             Twice the time.
+        num_frames: F, at least 2. More than 2 take the earlier frames from the calls before, as
+            long as each call's first image is the last call's second; a clip that is broken
+            starts again with two.
 
     Raises:
         EstimatorError: unknown dtype, device or counts out of range.
@@ -103,6 +106,7 @@ class NetworkEstimator:
         coarse_iterations: int = 8,
         diffusion_steps: int = 0,
         consistency: bool = False,
+        num_frames: int = 2,
     ) -> None:
         if dtype not in DTYPES:
             raise EstimatorError(f'dtype {dtype!r} is none of {", ".join(DTYPES)}')
@@ -111,6 +115,8 @@ class NetworkEstimator:
                 'iterations must be 1 to 64, pyramid 1 to 5, coarse_iterations at least 1'
             )
         self._device = choose_device(device)
+        if not 2 <= num_frames <= 8:
+            raise EstimatorError(f'num_frames must be 2 to 8, got {num_frames}')
         self.name = name
         self.revision = revision
         self.device = str(self._device)
@@ -124,6 +130,19 @@ class NetworkEstimator:
         self._coarse_iterations = coarse_iterations
         self._diffusion_steps = diffusion_steps
         self._consistency = consistency
+        self._num_frames = num_frames
+        self._clip: list[NDArray[np.uint8]] = []
+
+    def _clip_of(self, image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> Tensor:
+        """Frames ``(1, F, 3, H, W)`` in [-1, 1] that end with the pair."""
+        clip = [image1, image2]
+        if self._num_frames > 2:
+            # Copies: a camera driver may write the next frame into the same memory.
+            if not self._clip or not np.array_equal(self._clip[-1], image1):
+                self._clip = [image1.copy()]
+            self._clip = clip = [*self._clip, image2.copy()][-self._num_frames :]
+        frames = torch.from_numpy(np.stack(clip)).to(self._device).permute(0, 3, 1, 2).float()
+        return (2 * frames / 255 - 1)[None]
 
     def _level(self, frames: Tensor, iterations: int, start: Tensor | None) -> FlowOutput:
         """Run at one size; ``start`` and the result are at that size, unpadded."""
@@ -184,9 +203,7 @@ class NetworkEstimator:
         count = self.default_iterations if iterations is None else iterations
         if not 1 <= count <= 64:
             raise EstimatorError(f'iterations must be 1 to 64, got {count}')
-        pair = np.stack([image1, image2])
-        frames = torch.from_numpy(pair).to(self._device).permute(0, 3, 1, 2).float()
-        frames = (2 * frames / 255 - 1)[None]
+        frames = self._clip_of(image1, image2)
         start = None
         if initial_flow is not None:
             start = torch.from_numpy(np.ascontiguousarray(initial_flow, dtype=np.float32))
@@ -199,7 +216,7 @@ class NetworkEstimator:
         if output.laplace is not None:
             confidence = laplace_confidence(output.laplace)[0].clamp(0, 1).cpu().numpy()
         if self._consistency:
-            backward = self._pyramid_run(frames.flip(1), count, None).flow[0]
+            backward = self._pyramid_run(frames[:, -2:].flip(1), count, None).flow[0]
             agree = forward_backward_mask(flow, backward.permute(1, 2, 0).cpu().numpy())
             confidence = agree * (np.float32(1) if confidence is None else confidence)
         return FlowEstimate(
