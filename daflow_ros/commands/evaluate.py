@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'with EPE (twice the time)',
     )
     parser.add_argument(
+        '--live', action='store_true',
+        help='also play the recordings through the node over DDS, at their own rate: rate, '
+        'latency, drops, and where its flow differs from the direct run (needs ROS 2)',
+    )
+    parser.add_argument(
         '--ray-address', metavar='ADDRESS',
         help='run the sources side by side on Ray: local (this machine), auto, or host:port of a '
         "cluster that sees the same files (pip install 'daflow_ros[fleet]')",
@@ -72,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from daflow_ros.estimators import EstimatorError, default_estimator
-    from daflow_ros.evaluation import fleet, output, summary
+    from daflow_ros.evaluation import fleet, live, output, summary
     from daflow_ros.evaluation.corruptions import parse_corruptions
     from daflow_ros.evaluation.models import parse_models
     from daflow_ros.evaluation.runner import Settings, SourceResult, evaluate_source
@@ -116,7 +121,14 @@ def run(args: argparse.Namespace) -> int:
     except summary.RequirementError as error:
         print(f'daflow evaluate: --require: {error}', file=sys.stderr)
         return 2
-    run_info = output.describe_run(settings, results, failed, sys.argv, verdicts)
+    played = []
+    if args.live:
+        try:
+            played = live.run_live(results, settings, folder, _progress)
+        except live.LiveError as error:
+            print(f'daflow evaluate: {error}', file=sys.stderr)
+            return 2
+    run_info = output.describe_run(settings, results, failed, sys.argv, verdicts, played)
     output.write_results(folder, run_info, results)
     if not args.no_report:
         from daflow_ros.evaluation.report import write_report
@@ -124,6 +136,8 @@ def run(args: argparse.Namespace) -> int:
         write_report(folder, run_info, results, settings)
         _progress(f'report: {folder / "report.html"}')
     print(output.text_table(records))
+    for entry in played:
+        print(live.sentence(entry))
     for sentence, holds in verdicts:
         print(f'{"ok  " if holds else "FAIL"} {sentence}')
     return 0 if all(holds for _, holds in verdicts) else 1

@@ -38,6 +38,7 @@ def _version(package: str) -> str | None:
 def describe_run(
     settings: Settings, results: list[SourceResult], failed: dict[str, str],
     command: Sequence[str], verdicts: Sequence[tuple[str, bool]] = (),
+    played: Sequence[Record] = (),
 ) -> Record:
     """What was run, with what: everything needed to run it again."""
     names = ('numpy', 'opencv-python', 'torch')
@@ -61,7 +62,7 @@ def describe_run(
             for r in results
         ],
         'failed': failed,
-        'live': [],
+        'live': list(played),
         'requirements': [{'sentence': s, 'holds': holds} for s, holds in verdicts],
     }
 

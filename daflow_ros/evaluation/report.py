@@ -12,6 +12,7 @@ import numpy as np
 
 from daflow_ros.evaluation import charts
 from daflow_ros.evaluation.filmstrip import filmstrips, pick
+from daflow_ros.evaluation.live import sentence
 from daflow_ros.evaluation.measures import SPLITS
 from daflow_ros.evaluation.proxies import PROXIES
 from daflow_ros.evaluation.runner import Settings, SourceResult
@@ -263,6 +264,7 @@ def write_report(
     ) if len(results) > 1 else None
     context = {
         'run': run,
+        'live': [sentence(entry) for entry in run['live']],
         'sections': [_section(result, settings, strips) for result in results],
         'overall': overall,
         'correlations': measured if own else known_correlations(),

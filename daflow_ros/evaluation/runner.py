@@ -106,14 +106,15 @@ def _fingerprint(source: Source, estimator: FlowEstimator, settings: Settings) -
     }
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A text as a file's name."""
     return re.sub(r'[^\w.-]+', '_', text)
 
 
 def result_folder(output: Path, path: Path) -> Path:
     """Folder of a source's results; two sources of one name do not share it."""
     key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]
-    return output / 'runs' / f'{_slug(path.resolve().name)}-{key}'
+    return output / 'runs' / f'{slug(path.resolve().name)}-{key}'
 
 
 class _ModelRun:
@@ -217,7 +218,7 @@ def evaluate_source(
     runs = []
     for spec in settings.models:
         estimator = spec.load(settings.device, settings.iterations)
-        file = folder / f'{_slug(spec.label)}.json'
+        file = folder / f'{slug(spec.label)}.json'
         runs.append(
             _ModelRun(spec, estimator, file, _fingerprint(source, estimator, settings), settings)
         )

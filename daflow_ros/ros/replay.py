@@ -198,8 +198,8 @@ def _max_interval(recording: Recording, stamps: list[int]) -> float:
 
 
 def replay(
-    recording: Recording, output: Path, *, model: str = 'auto', device: str = 'auto',
-    rate: float = 1.0, video: bool = True,
+    recording: Recording, output: Path, *, model: str = 'auto', weights: str = '',
+    device: str = 'auto', rate: float = 1.0, video: bool = True,
 ) -> ReplaySummary:
     """Play a recording through a node of its own and write what came of it.
 
@@ -209,6 +209,7 @@ def replay(
         recording: from :func:`~daflow_ros.datasets.recordings.open_recording`.
         output: folder for the results.
         model: of the node, see ``daflow models``; 'auto' is the node's default.
+        weights: of the model, '' for those that the package ships.
         device: of the node.
         rate: times the recorded speed; 0 sends each picture when the last one is answered, so
             that every pair gets its flow however slow the model is.
@@ -230,6 +231,7 @@ def replay(
         'model': model, 'device': device, 'compressed': recording.compressed,
         'use_sim_time': True, 'status_period': 0.2, 'idle_without_subscribers': False,
         'max_interval': _max_interval(recording, stamps),
+        **({'weights': weights} if weights else {}),
     }
     stop, answers = threading.Event(), _Answers()
     with _ros_node('daflow_replay') as ros, NodeProcess(
