@@ -30,7 +30,17 @@ def color_wheel() -> npt.NDArray[np.float64]:
     return np.concatenate(rows)
 
 
-_WHEEL = color_wheel()
+def _tints() -> npt.NDArray[np.float32]:
+    """What each hue takes from white: the wheel blended to 64 steps between its colours."""
+    wheel = color_wheel()
+    position = np.arange((len(wheel) - 1) * 64 + 1) / 64
+    lower = position.astype(np.intp)
+    share = (position - lower)[:, None]
+    color = (1 - share) * wheel[lower] + share * wheel[(lower + 1) % len(wheel)]
+    return (255 - color).astype(np.float32)
+
+
+_TINTS = _tints()
 
 
 def flow_to_color(flow: npt.NDArray[np.floating], max_flow: float | None = None) -> Image:
@@ -51,20 +61,21 @@ def flow_to_color(flow: npt.NDArray[np.floating], max_flow: float | None = None)
         raise ValueError(f'flow is (H, W, 2), given {flow.shape}')
     if max_flow is not None and not max_flow > 0:
         raise ValueError(f'max_flow is a positive length in px, given {max_flow}')
+    flow = flow.astype(np.float32, copy=False)
     finite = np.isfinite(flow).all(axis=-1)
-    u = np.where(finite, flow[..., 0], 0).astype(np.float64)
-    v = np.where(finite, flow[..., 1], 0).astype(np.float64)
+    if not finite.all():
+        flow = np.where(finite[..., None], flow, np.float32(0))
+    u, v = flow[..., 0], flow[..., 1]
     length = np.hypot(u, v)
     if max_flow is None:
         max_flow = float(length.max(initial=0)) or 1.0
-    radius = (length / max_flow)[..., None]
-    position = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (len(_WHEEL) - 1)
-    lower = position.astype(np.intp)
-    share = (position - lower)[..., None]
-    color = (1 - share) * _WHEEL[lower] + share * _WHEEL[(lower + 1) % len(_WHEEL)]
-    color /= 255
-    color = np.where(radius <= 1, 1 - radius * (1 - color), 0.75 * color)
-    image = np.floor(255 * color).astype(np.uint8)
+    radius = length / np.float32(max_flow)
+    turn = (np.arctan2(-v, -u) / np.pi + 1) / 2
+    color = _TINTS.take(np.rint(turn * (len(_TINTS) - 1)).astype(np.intp), axis=0)
+    color *= radius.clip(max=1)[..., None]
+    np.subtract(255, color, out=color)
+    color[radius > 1] *= 0.75
+    image = color.astype(np.uint8)
     image[~finite] = 0
     return image
 

@@ -60,11 +60,16 @@ def camera_status(
     problems = []
     if source.clock_missing:
         problems.append((WARN, 'use_sim_time is set but nothing publishes /clock'))
-    if now.silence > image_timeout:
+    lost = _news(Drop.LOST, now, before)
+    if lost:
+        none_came = before is not None and now.received == before.received
+        line = f'{lost} images lost by the transport: {_transport_cure(source)}'
+        problems.append((ERROR if none_came else WARN, line))
+    elif now.silence > image_timeout:
         problems.append(_silence(now, source))
     elif source.incompatible_qos:
         problems.append((WARN, f'a publisher offers an incompatible {source.incompatible_qos}'))
-    problems += _drops(now, before, source)
+    problems += _drops(now, before)
     if now.overruns >= OVERRUNS_WARN:
         level = ERROR if now.overruns >= OVERRUNS_ERROR else WARN
         line = f'{now.overruns} pairs in a row over the deadline of {deadline} s'
@@ -121,51 +126,57 @@ def _silence(now: Snapshot, source: Input) -> tuple[bytes, str]:
         )
     if source.publishers == 0:
         return WARN, f'{line}: nothing publishes it; check the name, remapping and ROS_DOMAIN_ID'
-    return ERROR, f'{line}, though {source.publishers} publish it: {_transport(source)}'
+    return ERROR, (
+        f'{line}, though {source.publishers} publish it: the camera has stopped, or the transport '
+        f'loses its images ({_transport_cure(source)})'
+    )
 
 
-def _transport(source: Input) -> str:
-    line = 'the camera stopped, or images are larger than the transport carries'
+def _transport_cure(source: Input) -> str:
+    """What to do about images that are larger than Fast DDS carries by default."""
     if source.segment_size is None:
-        return line
+        return 'are they larger than the transport carries?'
+    size = source.segment_size / 1e6
     if source.segment_size < SMALL_SEGMENT:
         return (
-            f'{line}: this process has a shared-memory segment of '
-            f'{source.segment_size / 1e6:.1f} MB; set FASTDDS_DEFAULT_PROFILES_FILE in both '
-            'processes (see daflow doctor)'
+            f'Fast DDS has a shared-memory segment of {size:.1f} MB here; set '
+            'FASTDDS_DEFAULT_PROFILES_FILE in both processes (see daflow doctor)'
         )
-    return f'{line}: start the publisher with FASTDDS_DEFAULT_PROFILES_FILE set as here'
+    return (
+        f'Fast DDS has a shared-memory segment of {size:.0f} MB here, less in the publisher? '
+        'Set FASTDDS_DEFAULT_PROFILES_FILE for it too'
+    )
 
 
-_ADVICE = {
+_TOLD = {
     Drop.MALFORMED: 'malformed images',
     Drop.UNKNOWN_ENCODING: 'images of an encoding that is not known',
     Drop.TIME_JUMP: 'stamps that went back or were repeated',
     Drop.FORMAT_CHANGE: 'changes of size, encoding or frame_id',
-    Drop.LOST: 'images lost by the transport',
     Drop.FAILED: 'failures of the model',
 }
 
 
-def _drops(now: Snapshot, before: Snapshot | None, source: Input) -> list[tuple[bytes, str]]:
+def _news(cause: Drop, now: Snapshot, before: Snapshot | None) -> int:
+    """Drops since the report before."""
+    return now.dropped[cause] - (before.dropped[cause] if before else 0)
+
+
+def _drops(now: Snapshot, before: Snapshot | None) -> list[tuple[bytes, str]]:
     """Problems with what came since the last report."""
     problems = []
-    for cause, what in _ADVICE.items():
-        news = now.dropped[cause] - (before.dropped[cause] if before else 0)
-        if news <= 0:
-            continue
-        reason = now.reasons.get(cause, '')
-        if cause is Drop.LOST:
-            reason = _transport(source)
-        all_bad = now.published == (before.published if before else 0)
-        severe = cause in (Drop.MALFORMED, Drop.UNKNOWN_ENCODING, Drop.FAILED) and all_bad
-        problems.append((ERROR if severe else WARN, f'{news} {what} ({reason})'))
+    none_published = now.published == (before.published if before else 0)
+    for cause, what in _TOLD.items():
+        news = _news(cause, now, before)
+        if news > 0:
+            severe = cause in (Drop.MALFORMED, Drop.UNKNOWN_ENCODING, Drop.FAILED)
+            level = ERROR if severe and none_published else WARN
+            problems.append((level, f'{news} {what} ({now.reasons.get(cause, "")})'))
     return problems
 
 
 def _fine(now: Snapshot, before: Snapshot | None) -> str:
-    idle = now.dropped[Drop.IDLE] - (before.dropped[Drop.IDLE] if before else 0)
-    if idle > 0:
+    if _news(Drop.IDLE, now, before) > 0:
         return 'idle: nobody subscribes to an output'
     return f'{now.rate:.1f} flow fields/s from {now.input_rate:.1f} images/s'
 
