@@ -214,9 +214,9 @@ class NodeProcess:
     """
 
     def __init__(self, *arguments, faulty=False, wait=True):
-        domain, namespace = random.randint(1, 100), f'/test_{random.getrandbits(32):08x}'
+        self.domain, namespace = random.randint(1, 100), f'/test_{random.getrandbits(32):08x}'
         use_shipped_profile()
-        env = {**os.environ, 'ROS_DOMAIN_ID': str(domain), 'OMP_NUM_THREADS': '1'}
+        env = {**os.environ, 'ROS_DOMAIN_ID': str(self.domain), 'OMP_NUM_THREADS': '1'}
         arguments = [argument.replace('NAMESPACE', namespace) for argument in arguments]
         if '--ros-args' not in arguments:
             arguments.append('--ros-args')
@@ -228,7 +228,7 @@ class NodeProcess:
             # A job of a shell in the background ignores SIGINT, and its children inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
-        self.client = Client(domain, namespace)
+        self.client = Client(self.domain, namespace)
         self.output = ''
         if wait:
             self.client.wait_for_state('active')

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A flow node whose model fails, hangs or is interrupted, and inputs that never come."""
 
+import os
+import re
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +13,11 @@ import pytest
 pytest.importorskip('rclpy')
 pytest.importorskip('torch')
 
+import rclpy
+from daflow_ros.msg import FlowField
 from faulty_node import MEMORY, MEMORY_ONCE, NOT_FINITE, RAISE, SIZE, SLOW
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from node_harness import NodeProcess, image_message, pixels, seconds_of, texture, view
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
@@ -143,3 +151,71 @@ def test_inputs_that_never_come():
         assert parameter in told()
         assert client.status['camera'].level == b'\2'
         assert client.get(parameter) == 'reliable'
+
+
+LOSSY_CAMERA = """
+import array, os, sys, time
+for name in ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'):
+    os.environ.pop(name, None)
+import rclpy
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image
+rclpy.init()
+node = rclpy.create_node('camera', namespace=sys.argv[1])
+publisher = node.create_publisher(Image, 'image_raw', qos_profile_sensor_data)
+while not publisher.get_subscription_count():
+    time.sleep(0.05)
+time.sleep(0.5)
+image = Image(height=720, width=1280, step=3840, encoding='rgb8')
+image.data = array.array('B', bytes(720 * 3840))
+for second in range(600):
+    image.header.stamp.sec = second
+    publisher.publish(image)
+    time.sleep(0.05)
+"""
+
+
+def test_images_lost_by_the_transport_are_counted_and_told():
+    """A camera without the Fast DDS profile: its images do not fit its shared memory."""
+    with NodeProcess('--model', 'dis_fast', *FAST_STATUS) as node:
+        client = node.client
+        client.listen('stats')
+        camera = subprocess.Popen(
+            [sys.executable, '-c', LOSSY_CAMERA, client.namespace],
+            env={**os.environ, 'ROS_DOMAIN_ID': str(node.domain)},
+        )
+        try:
+            lost = re.compile(r'\d+ images lost by the transport: .*FASTDDS_DEFAULT_PROFILES_FILE')
+            assert client.wait(
+                lambda: 'camera' in client.status and lost.match(client.status['camera'].message)
+            ), client.status
+            assert client.stats().dropped_lost > 0
+        finally:
+            camera.kill()
+            camera.wait()
+
+
+def test_a_subscriber_that_never_reads_does_not_hold_the_node(node):
+    """A reliable subscription whose executor is stuck."""
+    client = node.client
+    stuck = rclpy.create_node('stuck', context=client.context, namespace=client.namespace)
+    stuck.create_subscription(FlowField, 'daflow/flow', print, QoSProfile(depth=1))
+    client.settle()
+    client.publish(image_message(picture(0), 90.0))
+    for index in range(1, 25):
+        client.flow_of(image_message(picture(index % 10), 90 + index / 10))
+    stuck.destroy_node()
+
+
+def test_shutdown_is_final():
+    with NodeProcess('--model', 'dis_fast', *FAST_STATUS) as node:
+        client = node.client
+        request = ChangeState.Request()
+        request.transition.id = Transition.TRANSITION_ACTIVE_SHUTDOWN
+        assert client.call(ChangeState, 'change_state', request).success
+        assert client.state() == 'finalized'
+        assert not client.change('configure')
+        assert client.wait(lambda: client.status['model'].message == 'finalized')
+        assert client.get('stride') == 1
+        assert node.stop(signal.SIGINT) == 0
+    assert 'Traceback' not in node.output
