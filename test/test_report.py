@@ -94,6 +94,19 @@ def test_opens_without_errors_or_requests(report, tmp_path):
     assert 'frames &lt;b&gt;' in dom and 'frames <b>' not in dom
 
 
+def test_frames_can_be_left_out(report, tmp_path):
+    # The results are there: only the report is written anew.
+    words = ['evaluate', str(report.parent / 'frames <b>'), '--models', 'dis,farneback',
+             '--corrupt', 'rain:2+4', '-o', str(report)]
+    with_frames = (report / 'report.html').read_text()
+    assert main([*words, '--no-frames']) == 0
+    without = (report / 'report.html').read_text()
+    (report / 'report.html').write_text(with_frames)
+    assert 'first frame' in with_frames and 'first frame' not in without
+    # Of each strip the flows stay: 2 models, against a frame and 2 differences more.
+    assert with_frames.count('<img') * 2 == without.count('<img') * 5
+
+
 class References(HTMLParser):
     def __init__(self):
         super().__init__()

@@ -61,6 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "cluster that sees the same files (pip install 'daflow_ros[fleet]')",
     )
     parser.add_argument(
+        '--no-frames', action='store_true',
+        help="leave the source's frames out of the report, where they must not be passed on",
+    )
+    parser.add_argument(
         '--no-report', action='store_true', help='print the table and write JSON and CSV only'
     )
 
@@ -133,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_report:
         from daflow_ros.evaluation.report import write_report
 
-        write_report(folder, run_info, results, settings)
+        write_report(folder, run_info, results, settings, not args.no_frames)
         _progress(f'report: {folder / "report.html"}')
     print(output.text_table(records))
     for entry in played:

@@ -103,11 +103,11 @@ def _scale(flow: npt.NDArray[np.floating]) -> float:
 
 def _strip(
     title: str, clip: Clip, index: int, corruption: Corruption, estimators: dict[str, Any],
-    seed: int,
+    seed: int, show_frames: bool,
 ) -> Strip:
     frames = corrupt_clip(clip.frames, clip.name, corruption, seed)
     image1, image2, truth = frames[index], frames[index + 1], clip.truths[index]
-    inputs = [Tile(_uri(image1), 'first frame')]
+    inputs = [Tile(_uri(image1), 'first frame')] if show_frames else []
     scale = None
     if truth is not None:
         scale = _scale(truth.flow)
@@ -130,7 +130,7 @@ def _strip(
                 _uri(_heat_map(_dilated(error.astype(np.float32)), 10.0)),
                 f'error, 0 to 10 px; EPE {mean:.2f}',
             ))
-        else:
+        elif show_frames:
             warped = warp(image2.astype(np.float32), flow)
             difference = np.abs(image1.astype(np.float32) - warped).mean(axis=-1)
             tiles.append(Tile(
@@ -147,9 +147,20 @@ def _strip(
 
 
 def filmstrips(
-    path: str | Path, settings: Settings, chosen: list[tuple[str, Record]], metric: str, unit: str
+    path: str | Path, settings: Settings, chosen: list[tuple[str, Record]], metric: str, unit: str,
+    show_frames: bool = True,
 ) -> list[Strip]:
-    """Pictures of chosen pairs of one source, in the order of `chosen`."""
+    """Pictures of chosen pairs of one source, in the order of `chosen`.
+
+    Args:
+        path: of the source.
+        settings: of the run.
+        chosen: see `pick`.
+        metric: that they were picked by; unit: its unit.
+        show_frames: False leaves out the frames and what shows them, for recordings that must
+            not be passed on.
+
+    """
     wanted: dict[str, list[int]] = {}
     for place, (_, record) in enumerate(chosen):
         wanted.setdefault(record['pair'], []).append(place)
@@ -165,7 +176,9 @@ def filmstrips(
                 )
                 title = (f'{word}: {pair}, {corruption.label}, '
                          f'{record["model"]} {_value(record, metric):.3g} {unit}')
-                strips[place] = _strip(title, clip, index, corruption, estimators, settings.seed)
+                strips[place] = _strip(
+                    title, clip, index, corruption, estimators, settings.seed, show_frames
+                )
         if not wanted:
             break
     return [strips[place] for place in sorted(strips)]

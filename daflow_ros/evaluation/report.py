@@ -182,7 +182,9 @@ def _strip_charts(records: list[Record], metric: str, models: list[str]) -> list
     return found
 
 
-def _section(result: SourceResult, settings: Settings, strips: bool) -> Record:
+def _section(
+    result: SourceResult, settings: Settings, strips: bool, show_frames: bool = True
+) -> Record:
     records = result.records
     metric = ranking_metric(records)
     rows = table(records)
@@ -214,7 +216,8 @@ def _section(result: SourceResult, settings: Settings, strips: bool) -> Record:
     film = []
     if strips and winning is not None:
         film = filmstrips(
-            result.path, settings, pick(records, winning, metric), metric, _UNITS[metric]
+            result.path, settings, pick(records, winning, metric), metric, _UNITS[metric],
+            show_frames,
         )
     sizes = sorted({tuple(r['size']) for r in records})
     return {
@@ -242,7 +245,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 def write_report(
     folder: Path, run: Record, results: list[SourceResult], settings: Settings,
-    strips: bool = True,
+    show_frames: bool = True,
 ) -> None:
     """Write report.html and report.md.
 
@@ -251,7 +254,7 @@ def write_report(
         run: see `describe_run`.
         results: of all sources that could be evaluated.
         settings: of the run; the pairs shown are estimated again with them.
-        strips: with the filmstrips.
+        show_frames: see `filmstrips`.
 
     """
     records = [record for result in results for record in result.records]
@@ -265,7 +268,7 @@ def write_report(
     context = {
         'run': run,
         'live': [sentence(entry) for entry in run['live']],
-        'sections': [_section(result, settings, strips) for result in results],
+        'sections': [_section(result, settings, True, show_frames) for result in results],
         'overall': overall,
         'correlations': measured if own else known_correlations(),
         'correlations_own': own,
