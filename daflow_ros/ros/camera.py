@@ -47,7 +47,7 @@ class Camera:
         # Remapping applies to image_raw; the transports lie below what it is remapped to.
         self.topic = node.resolve_topic_name(f'{prefix}image_raw')
         if parameters.compressed:
-            self.topic += '/compressed'
+            self.topic = node.resolve_topic_name(f'{self.topic}/compressed')
         self.statistics = FlowStatistics()
         self.publishers = FlowPublishers(node, prefix)
         self._node = node

@@ -87,10 +87,13 @@ class FlowNode(LifecycleNode):
         """Check the parameters, load the model, create the topics."""
         try:
             parameters = params.read(self, refused=self._refused)
-            name = parameters.model
-            if name == params.AUTO_MODEL:
-                name = default_estimator()
-            model = self._load(name, device=parameters.device, weights=parameters.weights or None)
+            auto = parameters.model == params.AUTO_MODEL
+            model = self._load(
+                default_estimator() if auto else parameters.model,
+                device=parameters.device,
+                weights=parameters.weights or None,
+                **parameters.estimator_options,
+            )
             self._server = ModelServer(model)
             for camera_name in parameters.cameras:
                 camera = Camera(self, camera_name, self._server, parameters)

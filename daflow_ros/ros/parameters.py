@@ -68,6 +68,17 @@ class NodeParameters:
         'ever downloaded.',
         needs_cleanup=True,
     )
+    dtype: str = _parameter(
+        'float32',
+        'Precision of networks; float16 and bfloat16 are faster on a GPU.',
+        choices=('float32', 'float16', 'bfloat16'), needs_cleanup=True,
+    )  # fmt: skip
+    consistency: bool = _parameter(
+        False,
+        'Run networks backwards too, and set the confidence to 0 where the two flows disagree: '
+        'twice the time.',
+        needs_cleanup=True,
+    )
     cameras: tuple[str, ...] = _parameter(
         ('',),
         'Names of the cameras that share the model. Camera NAME is read from NAME/image_raw and '
@@ -145,6 +156,12 @@ class NodeParameters:
         'Configure and activate at start; false leaves both to a lifecycle manager.',
         read_only=True,
     )
+
+    @property
+    def estimator_options(self) -> dict[str, Any]:
+        """Options of the estimator that are not at their default."""
+        names = ('dtype', 'consistency')
+        return {n: getattr(self, n) for n in names if getattr(self, n) != PARAMETERS[n].default}
 
     def __post_init__(self) -> None:
         for name in PARAMETERS:
