@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rclpy')
-torch = pytest.importorskip('torch')
+pytest.importorskip('torch')
 
+import torch
 from node_harness import NodeProcess, image_message, pixels, texture, view
 
 from daflow_ros import load_estimator
