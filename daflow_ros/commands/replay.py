@@ -22,6 +22,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser, rate: float) -> None:
     """Arguments that the demo shares."""
     parser.add_argument('--model', default='auto', help='see `daflow models` (default: auto)')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    parser.add_argument('--weights', default='', help='checkpoint file or folder of the model')
     parser.add_argument('--output', type=Path, help='folder for the results')
     parser.add_argument(
         '--rate', type=float, default=rate, metavar='X',
@@ -54,8 +55,8 @@ def replay_source(args: argparse.Namespace, source: str | Path, topic: str | Non
         return 2
     try:
         recording = open_recording(source, topic)
-        summary = replay(recording, output, model=args.model, device=args.device, rate=args.rate,
-                         video=not args.no_video)
+        summary = replay(recording, output, model=args.model, device=args.device,
+                         weights=args.weights, rate=args.rate, video=not args.no_video)
     except (RecordingError, NodeProcessError, OSError) as error:
         print(f'daflow {args.verb}: {error}', file=sys.stderr)
         return 1

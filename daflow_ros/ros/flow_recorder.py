@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -97,17 +98,19 @@ class FlowRecorder:
                 store.register(get_types_from_msg(text, type_name))
             topic = node.resolve_topic_name(item.topic)
             connection = self._writer.add_connection(topic, type_name, typestore=store)
-            events = SubscriptionEventCallbacks(message_lost=self._counter(item.topic))
-            self._subscriptions.append(
-                node.create_subscription(
-                    item.kind,
-                    item.topic,
-                    self._recorder(item, connection),
-                    profile,
-                    raw=True,
-                    event_callbacks=events,
-                )
+            create = partial(
+                node.create_subscription,
+                item.kind,
+                item.topic,
+                self._recorder(item, connection),
+                profile,
+                raw=True,
             )
+            events = SubscriptionEventCallbacks(message_lost=self._counter(item.topic))
+            try:
+                self._subscriptions.append(create(event_callbacks=events))
+            except UnsupportedEventTypeError:  # not every middleware tells of lost messages
+                self._subscriptions.append(create())
 
     def publishers(self, topic: str) -> int:
         """Publishers of a recorded topic that are there."""

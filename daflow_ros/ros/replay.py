@@ -211,6 +211,7 @@ def replay(
         model: of the node, see ``daflow models``; 'auto' is the node's default.
         weights: of the model, '' for those that the package ships.
         device: of the node.
+        weights: checkpoint file or folder of the model; empty for what the package ships.
         rate: times the recorded speed; 0 sends each picture when the last one is answered, so
             that every pair gets its flow however slow the model is.
         video: draw the film and the picture.
@@ -228,14 +229,17 @@ def replay(
     base = recording.topic.removesuffix('/compressed') if recording.compressed else recording.topic
     topic = base + '/compressed' if recording.compressed else base
     parameters = {
-        'model': model, 'device': device, 'compressed': recording.compressed,
+        'compressed': recording.compressed,
         'use_sim_time': True, 'status_period': 0.2, 'idle_without_subscribers': False,
         'max_interval': _max_interval(recording, stamps),
         **({'weights': weights} if weights else {}),
     }
+    arguments = ['--model', model, '--device', device]
+    if weights:
+        arguments += ['--weights', weights]
     stop, answers = threading.Event(), _Answers()
     with _ros_node('daflow_replay') as ros, NodeProcess(
-        files.log, parameters, {'image_raw': base, '__node': _NODE, '__ns': '/'}
+        files.log, parameters, {'image_raw': base, '__node': _NODE, '__ns': '/'}, arguments
     ) as process:
         player = BagPlayer(ros, recording, topic)
         recorder = FlowRecorder(
