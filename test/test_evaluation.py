@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -285,3 +286,18 @@ def test_correlations_find_the_good_proxy():
         assert rows['smoothness'][column] == pytest.approx(-1)
         assert abs(rows['photometric'][column]) < 0.6
     assert 'drift' not in rows
+
+
+@pytest.mark.parametrize(('kind', 'passes'), [('moving', True), ('noise', False)])
+def test_the_acceptance_example_can_fail(tmp_path, kind, passes):
+    example = Path(__file__).resolve().parents[1] / 'docs' / 'examples' / 'test_flow_on_bag.py'
+    bag = frames(tmp_path / 'frames', 4)
+    if kind == 'noise':
+        for i in range(4):
+            noise = np.random.default_rng(i).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+            cv2.imwrite(str(bag / f'{i:04d}.png'), noise)
+    done = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(example)],
+        capture_output=True, text=True, env={**os.environ, 'DAFLOW_TEST_BAG': str(bag)},
+    )
+    assert ('1 passed' if passes else '1 failed') in done.stdout, done.stdout

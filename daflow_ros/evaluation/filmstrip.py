@@ -174,7 +174,8 @@ def filmstrips(
                 corruption = CLEAN if record['corruption'] == 'clean' else Corruption(
                     record['corruption'], record['severity']
                 )
-                title = (f'{word}: {pair}, {corruption.label}, '
+                shown = 'as it is' if corruption == CLEAN else corruption.label
+                title = (f'{word}: {pair}, {shown}, '
                          f'{record["model"]} {_value(record, metric):.3g} {unit}')
                 strips[place] = _strip(
                     title, clip, index, corruption, estimators, settings.seed, show_frames

@@ -57,6 +57,11 @@ def known_correlations() -> list[Record]:
         ]
 
 
+def _shown(name: str) -> str:
+    """Corruption as readers see it: a recording in fog is not clean."""
+    return 'as it is' if name == 'clean' else name
+
+
 def advice(records: list[Record]) -> tuple[list[str], list[str]]:
     """Sentences: what to run, and what not to trust."""
     metric = ranking_metric(records)
@@ -95,12 +100,12 @@ def advice(records: list[Record]) -> tuple[list[str], list[str]]:
         )
     limit = 'outlier3' if metric == 'epe' else 'fb_inconsistent'
     bad = [
-        f'{name} ({models[best][limit]:.0f} %)' for name, models in rows.items()
+        f'{_shown(name)} ({models[best][limit]:.0f} %)' for name, models in rows.items()
         if best in models and (models[best].get(limit) or 0) > DISTRUST
     ]
-    what = 'errors above 3 px' if metric == 'epe' else 'disagreement'
+    what = 'it errs by more than 3 px' if metric == 'epe' else 'it contradicts itself'
     if bad:
-        doubt.append(f'Do not trust {best} in {", ".join(bad)}: {what} at more than'
+        doubt.append(f'Do not trust {best} under: {", ".join(bad)}. There {what} at more than'
                      f' {DISTRUST:.0f} % of the pixels.')
     splits = (corrupted or clean)[best]['splits']
     slow, fast = splits.get('s0-10'), splits.get('s40+')
@@ -173,7 +178,7 @@ def _strip_charts(records: list[Record], metric: str, models: list[str]) -> list
         pairs = list(dict.fromkeys(r['pair'] for r in groups[name]))
         values = {(r['model'], r['pair']): _value(r, metric) for r in groups[name]}
         found.append({
-            'title': name,
+            'title': _shown(name),
             'svg': charts.strip(
                 [(m, [values.get((m, p)) for p in pairs]) for m in models], pairs,
                 _UNITS[metric], top,
@@ -196,7 +201,7 @@ def _section(
                                                   *rows.get('clean', {}).values()])]
     bar_rows, best = [], []
     for name, by_model in rows.items():
-        bar_rows.append((name, [by_model.get(m, {}).get(metric) for m in models]))
+        bar_rows.append((_shown(name), [by_model.get(m, {}).get(metric) for m in models]))
         first = winner(by_model, metric)
         best.append(models.index(first) if first else None)
     # Memory that one estimation has returned to the process is not seen growing in the next:
