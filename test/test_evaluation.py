@@ -109,6 +109,10 @@ def test_goes_on_from_what_is_there(tmp_path, capsys):
     # The very times are the same: nothing was estimated twice.
     assert len(kept) == 4 and all(before[r['pair'], r['corruption']] == r for r in kept)
     assert all('drift' in r['proxies'] for r in after if r['corruption'] == 'severe')
+    evaluate(*words, 'farneback', '--proxies')
+    with_proxies = results(tmp_path / 'out')['records']
+    evaluate(*words, 'farneback')
+    assert results(tmp_path / 'out')['records'] == with_proxies
     evaluate(*words, 'dis', '--seed', '7', '--corrupt', 'rain:3')
     other = [r for r in results(tmp_path / 'out')['records'] if r['corruption'] == 'rain']
     assert all(before[r['pair'], 'rain']['accuracy'] != r['accuracy'] for r in other)
@@ -301,3 +305,26 @@ def test_the_acceptance_example_can_fail(tmp_path, kind, passes):
         capture_output=True, text=True, env={**os.environ, 'DAFLOW_TEST_BAG': str(bag)},
     )
     assert ('1 passed' if passes else '1 failed') in done.stdout, done.stdout
+
+
+def test_confidence_is_measured_and_drawn(tmp_path):
+    import torch
+
+    from daflow_ros.models.raft import RAFT, RAFT_TINY
+
+    torch.manual_seed(0)
+    RAFT(**RAFT_TINY).save_pretrained(tmp_path / 'random')
+    words = ['evaluate', chairs(tmp_path / 'chairs', 1), '--models',
+             f'raft_tiny@{tmp_path / "random"},dis', '-o', tmp_path / 'out']
+    assert main([str(word) for word in words]) == 0
+    content = results(tmp_path / 'out')
+    tiny, dis = content['records']
+    quality = tiny['confidence']
+    assert 'confidence' not in dis and 0 <= tiny['mean_confidence'] <= 1
+    assert quality['oracle'][0] == quality['sparsification'][0] == 1
+    assert all(c >= o - 1e-9 for c, o in zip(quality['sparsification'], quality['oracle'],
+                                             strict=True))
+    html = (tmp_path / 'out' / 'report.html').read_text()
+    assert 'sparsification curves' in html and 'confidence, 0 to 1' in html
+    # The better of the two is told, and by how much the other is worse is in the table.
+    assert 'Run dis' in html

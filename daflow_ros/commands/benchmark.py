@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='severe:3,night:3,fog:3,rain:3,snow:3',
         help='corruptions of the EPE (default: %(default)s)',
     )
+    parser.add_argument(
+        '--evaluation', metavar='DIR',
+        help='output folder of a `daflow evaluate` of the pairs to take the EPE from and go on '
+        'with (default: measure all of it)',
+    )
     parser.add_argument('--output', '-o', default='benchmark', metavar='DIR',
                         help='benchmark.csv and benchmark.png (default: %(default)s)')
 
@@ -38,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Benchmark; 0, or 2 where something cannot be run."""
     import re
     from pathlib import Path
+    from tempfile import TemporaryDirectory
 
     from daflow_ros.evaluation import benchmark
     from daflow_ros.evaluation.corruptions import parse_corruptions
@@ -55,11 +61,11 @@ def run(args: argparse.Namespace) -> int:
         specs = parse_models(args.models)
         rows = benchmark.benchmark(specs, setup, _progress)
         if args.pairs:
-            # Next to the table, not in it: a second run finds them there.
-            benchmark.add_accuracy(
-                rows, specs, args.pairs, parse_corruptions(args.corrupt), setup,
-                folder / 'accuracy', _progress,
-            )
+            with TemporaryDirectory() as aside:
+                benchmark.add_accuracy(
+                    rows, specs, args.pairs, parse_corruptions(args.corrupt), setup,
+                    Path(args.evaluation or aside), _progress,
+                )
     except ValueError as error:
         print(f'daflow benchmark: {error}', file=sys.stderr)
         return 2

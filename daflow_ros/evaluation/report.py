@@ -100,12 +100,13 @@ def advice(records: list[Record]) -> tuple[list[str], list[str]]:
         )
     limit = 'outlier3' if metric == 'epe' else 'fb_inconsistent'
     bad = [
-        f'{_shown(name)} ({models[best][limit]:.0f} %)' for name, models in rows.items()
+        f'{_shown(name) if name != "clean" else "the source as it is"}'
+        f' ({models[best][limit]:.0f} %)' for name, models in rows.items()
         if best in models and (models[best].get(limit) or 0) > DISTRUST
     ]
     what = 'it errs by more than 3 px' if metric == 'epe' else 'it contradicts itself'
     if bad:
-        doubt.append(f'Do not trust {best} under: {", ".join(bad)}. There {what} at more than'
+        doubt.append(f'Do not trust {best} on: {", ".join(bad)}. There {what} at more than'
                      f' {DISTRUST:.0f} % of the pixels.')
     splits = (corrupted or clean)[best]['splits']
     slow, fast = splits.get('s0-10'), splits.get('s40+')

@@ -130,9 +130,12 @@ class _ModelRun:
         }
         try:
             stored = json.loads(file.read_text())
-            if stored['fingerprint'] == self.content['fingerprint']:
+            found = dict(stored['fingerprint'])
+            # A run with the proxies holds all that one without them would, and stays one.
+            found['proxies'] = found['proxies'] and settings.proxies
+            if found == self.content['fingerprint']:
                 self.content = stored
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass
         done = self.content['corruptions']
         self.missing = [c for c in settings.corruptions if c.label not in done]
@@ -191,7 +194,7 @@ class _ModelRun:
                 )
         if estimate.confidence is not None:
             record['mean_confidence'] = float(np.nanmean(estimate.confidence, dtype=np.float64))
-        if truth is None or self.settings.proxies:
+        if truth is None or self.content['fingerprint']['proxies']:
             backward = self._estimate(image2, image1)
             record['proxies'] |= proxies.proxies(image1, image2, flow, backward.flow)
         record['timing'] = {'ms': 1000 * estimate.processing_time, 'peak_mb': memory.megabytes}
