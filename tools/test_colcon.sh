@@ -7,7 +7,7 @@
 set -eu
 venv=$(cd "$1" && pwd)
 shift
-[ $# -gt 0 ] || set -- -k 'package or node or launch'
+[ $# -gt 0 ] || set -- -k 'package or launch or transport'
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
