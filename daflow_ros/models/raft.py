@@ -310,6 +310,17 @@ class CorrelationPyramid:
             out.append(sampled.reshape(b, h, w, -1))
         return torch.cat(out, dim=-1).permute(0, 3, 1, 2)
 
+    def local_displacement(self, corr: Tensor) -> Tensor:
+        """Soft-argmax of each level's window, ``(B, 2 * levels, h, w)`` in cells of the level.
+
+        Args:
+            corr: of :meth:`lookup`.
+        """
+        b, _, h, w = corr.shape
+        probability = corr.reshape(b, len(self.pyramid), -1, h, w).softmax(dim=2)
+        offsets = self.delta.reshape(-1, 2)
+        return torch.einsum('blkhw,kc->blchw', probability, offsets).flatten(1, 2)
+
 
 def coords_grid(batch: int, height: int, width: int, device: torch.device) -> Tensor:
     """Pixel coordinates ``(B, 2, h, w)``, x first, float32."""
@@ -354,6 +365,8 @@ class RAFT(ModelMixin, ConfigMixin):
         mask_dim: hidden channels of the convex mask head; 0 upsamples bilinearly.
         matching_start: start from the soft-argmax of the correlation (as GMFlow, CVPR 2022,
             section 3.1) instead of from zero.
+        local_matching: give the motion encoder the soft-argmax of each level's window too, so
+            that it need not learn to read a displacement off the correlation.
         confidence_head: predict a mixture of Laplace distributions of the error (SEA-RAFT,
             ECCV 2024, section 3.2).
     """
@@ -381,6 +394,7 @@ class RAFT(ModelMixin, ConfigMixin):
         gru: str = 'sep',
         mask_dim: int = 256,
         matching_start: bool = False,
+        local_matching: bool = False,
         confidence_head: bool = False,
     ) -> None:
         super().__init__()
@@ -390,10 +404,13 @@ class RAFT(ModelMixin, ConfigMixin):
         self.corr_radius = corr_radius
         self.correlation_scale = 1.0 / math.sqrt(feature_dim)
         self.matching_start = matching_start
+        self.local_matching = local_matching
         dims, depths = tuple(encoder_dims), tuple(encoder_depths)
         self.fnet = Encoder(block, dims, depths, feature_dim, feature_norm)
         self.cnet = Encoder(block, dims, depths, hidden_dim + context_dim, context_norm)
         corr_channels = corr_levels * (2 * corr_radius + 1) ** 2
+        if local_matching:
+            corr_channels += 2 * corr_levels
         self.update_block = UpdateBlock(
             MotionEncoder(corr_channels, tuple(corr_dims), tuple(flow_dims), motion_dim),
             motion_dim,
@@ -459,6 +476,8 @@ class RAFT(ModelMixin, ConfigMixin):
         for _ in range(iterations):
             flow = flow.detach()
             corr = pyramid.lookup(grid + flow)
+            if self.local_matching:
+                corr = torch.cat([corr, pyramid.local_displacement(corr)], dim=1)
             net, delta = self.update_block(net, inp, corr.to(net.dtype), flow.to(net.dtype))
             flow = flow + delta.float()
             flows.append(flow)
@@ -525,5 +544,6 @@ RAFT_TINY = {
     'gru': 'sep',
     'mask_dim': 128,
     'matching_start': True,
+    'local_matching': True,
     'confidence_head': True,
 }
