@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -210,6 +211,8 @@ def demo_bag(folder: str | os.PathLike[str] | None = None, *, progress: bool = F
     with TemporaryDirectory(dir=bag.parent, prefix='rendering-') as aside:
         partial = Path(aside) / bag.name
         frames = list(render_sequence(progress=progress))
+        if progress:
+            tqdm.write('adding rain and sensor noise', file=sys.stderr)
         images = degraded(np.stack([frame.image for frame in frames]))
         write_sequence(partial, images, [frame.flow for frame in frames[:-1]],
                        _camera().intrinsics, progress=progress)
