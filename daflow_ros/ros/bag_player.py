@@ -17,8 +17,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from daflow_ros.datasets.recordings import CompressedImageData, ImageData, Recording
 
-#: Steps of /clock, s of wall time: what `ros2 bag play --clock` does. Finer steps cost a subscriber
-#: in Python more than a small model.
+#: Steps of /clock, s of wall time: what `ros2 bag play --clock` does.
 CLOCK_PERIOD = 0.025
 
 
