@@ -3,23 +3,32 @@
 
 Usage: as ``daflow node``. The red value at (0, 0) of the reference image chooses the fault:
 11 an exception, 12 CUDA out of memory once, 13 the same every time, 14 flow that is not finite,
-15 a pair of three seconds, 16 flow of the wrong size.
+15 a pair of three seconds, 16 flow of the wrong size, 17 a pair that takes until the file exists
+that DAFLOW_TEST_GATE names (a minute at most). With the parameter weights at 'slow', the
+model takes ten minutes to load.
 """
 
 import dataclasses
+import os
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
 from daflow_ros import load_estimator
 from daflow_ros.ros.node import run_node
 
-RAISE, MEMORY_ONCE, MEMORY, NOT_FINITE, SLOW, SIZE = range(11, 17)
+RAISE, MEMORY_ONCE, MEMORY, NOT_FINITE, SLOW, SIZE, HELD = range(11, 18)
+
+
+GATE = Path(os.environ.get('DAFLOW_TEST_GATE', os.devnull))
 
 
 class FaultyEstimator:
-    def __init__(self, name, **options):
+    def __init__(self, name, weights=None, **options):
+        if weights == 'slow':
+            time.sleep(600)
         self._real = load_estimator('dis_fast')
         self._failed = False
         self.name, self.revision = self._real.name, self._real.revision
@@ -36,6 +45,9 @@ class FaultyEstimator:
             raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')
         if fault == SLOW:
             time.sleep(3)
+        end = time.monotonic() + 60
+        while fault == HELD and not GATE.exists() and time.monotonic() < end:
+            time.sleep(0.02)
         estimate = self._real.estimate(image1, image2)
         if fault == NOT_FINITE:
             estimate.flow[3, 3] = np.nan

@@ -40,7 +40,7 @@ TOPICS = {
     'flow_viz/compressed': CompressedImage, 'flow_points': PointCloud2, 'stats': FlowStats,
 }  # fmt: skip
 #: Long, since machines that run tests may be busy; only a failure takes it.
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 
 
 def texture(height=96, width=128, seed=0):
@@ -106,6 +106,10 @@ class Client:
             self.reports += 1
             self.status = {item.name.rpartition(': ')[2]: item for item in message.status}
 
+    def told(self, name):
+        """The last diagnostic message of that name, '' before the first."""
+        return self.status[name].message if name in self.status else ''
+
     def close(self):
         self.executor.shutdown()
         self.node.destroy_node()
@@ -164,6 +168,8 @@ class Client:
         name = f'daflow/{service}'
         if name not in self._clients:
             self._clients[name] = self.node.create_client(kind, name)
+            assert self.wait(self._clients[name].service_is_ready), name
+            self.settle()  # or the answer may come before its reader is known there
         client = self._clients[name]
         assert self.wait(client.service_is_ready), name
         future = client.call_async(request)
@@ -192,7 +198,14 @@ class Client:
         return self.call(ChangeState, 'change_state', request).success
 
     def state(self):
-        return self.call(GetState, 'get_state', GetState.Request()).current_state.label
+        request, attempts = GetState.Request(), 3
+        for attempt in range(attempts):
+            try:
+                return self.call(GetState, 'get_state', request, TIMEOUT / 4).current_state.label
+            except AssertionError:  # the answer was lost while the two were still matching
+                if attempt == attempts - 1:
+                    raise
+        return ''
 
     def wait_for_state(self, label):
         end = time.monotonic() + TIMEOUT
@@ -231,7 +244,13 @@ class NodeProcess:
         self.client = Client(self.domain, namespace)
         self.output = ''
         if wait:
-            self.client.wait_for_state('active')
+            try:
+                self.client.wait_for_state('active')
+            except AssertionError:
+                self.process.kill()
+                print(self.process.communicate()[0])
+                self.client.close()
+                raise
 
     def stop(self, *signals):
         """Stop the process; its exit status."""

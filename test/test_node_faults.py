@@ -15,7 +15,7 @@ pytest.importorskip('torch')
 
 import rclpy
 from daflow_ros.msg import FlowField
-from faulty_node import MEMORY, MEMORY_ONCE, NOT_FINITE, RAISE, SIZE, SLOW
+from faulty_node import HELD, MEMORY, MEMORY_ONCE, NOT_FINITE, RAISE, SIZE, SLOW
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from node_harness import NodeProcess, image_message, pixels, seconds_of, texture, view
@@ -35,7 +35,16 @@ def picture(index, fault=0):
 
 
 @pytest.fixture(scope='module')
-def node():
+def gate(tmp_path_factory):
+    """A pair that is HELD goes on when this file is there."""
+    file = tmp_path_factory.mktemp('gate') / 'open'
+    os.environ['DAFLOW_TEST_GATE'] = str(file)
+    yield file
+    del os.environ['DAFLOW_TEST_GATE']
+
+
+@pytest.fixture(scope='module')
+def node(gate):
     with NodeProcess(*FAST_STATUS, faulty=True) as process:
         process.client.listen('flow', 'stats')
         yield process
@@ -58,7 +67,7 @@ def test_a_failing_model_is_counted_and_told(node, fault, told):
     client.publish(image_message(picture(0, fault), begin))
     client.publish(image_message(picture(1), begin + 0.1))
     assert client.wait(lambda: client.got['stats'][-1].dropped_failed == failed + 1)
-    assert client.wait(lambda: told in client.status['camera'].message), client.status
+    assert client.wait(lambda: told in client.told('camera')), client.status
     assert client.status['camera'].level == b'\2'
     # No flow of that pair was published, and the next pair is good.
     field = client.flow_of(image_message(picture(2), begin + 0.2))
@@ -76,45 +85,51 @@ def test_memory_that_runs_out_once_is_tried_again(node):
     assert client.stats().dropped_failed == failed
 
 
-def test_services_answer_while_the_model_works(node):
+def busy_for(client):
+    values = {item.key: item.value for item in client.status['model'].values}
+    return float(values['time on this pair (s)'])
+
+
+def test_services_answer_while_the_model_works(node, gate):
     """And the newest pair, not the oldest, is worked on next."""
     client = node.client
-    before = client.stats()
-    client.publish(image_message(picture(0, SLOW), 60.0))
+    before, count = client.stats(), len(client.got['flow'])
+    client.publish(image_message(picture(0, HELD), 60.0))
     client.publish(image_message(picture(1), 60.1))
-    client.settle()
-    count, stats, reports = len(client.got['flow']), len(client.got['stats']), client.reports
+    assert client.wait(lambda: busy_for(client) > 0)
     assert client.get('stride') == 1
     assert client.set(viz_arrows=8) == ''
     assert client.state() == 'active'
     for index in range(2, 5):
         client.publish(image_message(picture(index), 60 + index / 10))
-    assert client.wait(lambda: client.reports > reports and len(client.got['stats']) > stats)
-    # All of that while the pair of three seconds was in work.
+    assert client.wait(lambda: client.stats().received == before.received + 5)
     assert len(client.got['flow']) == count
-    busy = {item.key: item.value for item in client.status['model'].values}
-    assert float(busy['time on this pair (s)']) > 0
+    gate.touch()
     assert client.wait(lambda: len(client.got['flow']) == count + 2)
+    gate.unlink()
     stamps = [seconds_of(field.header.stamp) for field in client.got['flow'][-2:]]
     assert stamps == [60.0, 60.3]
     assert client.stats().dropped_superseded == before.dropped_superseded + 2
 
 
-def test_lifecycle_while_the_model_works(node):
+def test_lifecycle_while_the_model_works(node, gate):
+    """Transitions do not wait for a long pair for ever, and its flow is not published."""
     client = node.client
-    client.publish(image_message(picture(0, SLOW), 70.0))
+    client.publish(image_message(picture(0, HELD), 70.0))
     client.publish(image_message(picture(1), 70.1))
-    client.settle()
+    assert client.wait(lambda: busy_for(client) > 0)
     count = len(client.got['flow'])
     for transition in ('deactivate', 'cleanup', 'configure', 'activate'):
         assert client.change(transition)
     assert client.state() == 'active'
     client.wait(lambda: client.node.count_subscribers('image_raw'))
     client.settle()
-    assert len(client.got['flow']) == count
+    gate.touch()
     client.publish(image_message(picture(0), 71.0))
     field = client.flow_of(image_message(picture(1), 71.1))
     assert seconds_of(field.header.stamp) == 71.0
+    assert len(client.got['flow']) == count + 1
+    gate.unlink()
 
 
 @pytest.mark.parametrize(
@@ -132,6 +147,24 @@ def test_stopped_in_the_middle_of_a_pair(signals):
     assert 'rror' not in node.output
 
 
+def test_stopped_while_the_model_is_loaded():
+    with NodeProcess(*FAST_STATUS, '-p', 'weights:=slow', faulty=True, wait=False) as node:
+        assert node.client.wait(
+            lambda: node.client.told('model') == 'configuring'
+        )
+        assert node.stop(signal.SIGINT) == 0
+    assert 'Traceback' not in node.output
+
+
+def test_a_qos_override_that_is_none_is_told():
+    override = 'qos_overrides.NAMESPACE/image_raw.subscription.reliability:=sometimes'
+    with NodeProcess('--model', 'dis_fast', *FAST_STATUS, '-p', override, wait=False) as node:
+        node.client.wait_for_state('inactive')
+        assert node.client.wait(lambda: not node.client.change('activate'))
+        assert node.client.state() == 'inactive'
+    assert 'cannot activate' in node.output and 'sometimes' in node.output
+
+
 def test_inputs_that_never_come():
     """No publisher, one with an incompatible QoS, and a clock that is missing."""
     topic = 'qos_overrides.NAMESPACE/image_raw.subscription.reliability:=reliable'
@@ -139,18 +172,16 @@ def test_inputs_that_never_come():
     with NodeProcess('--model', 'dis_fast', *arguments) as node:
         client = node.client
 
-        def told():
-            return client.status['camera'].message if 'camera' in client.status else ''
-
-        assert client.wait(lambda: 'nothing publishes it' in told()), client.status
-        assert 'nothing publishes /clock' in told()
+        assert client.wait(lambda: 'nothing publishes it' in client.told('camera')), client.status
+        assert 'nothing publishes /clock' in client.told('camera')
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         client.node.create_publisher(Image, 'image_raw', qos)
-        assert client.wait(lambda: 'incompatible RELIABILITY' in told()), client.status
+        assert client.wait(lambda: 'incompatible RELIABILITY' in client.told('camera'))
         parameter = f'qos_overrides.{client.namespace}/image_raw.subscription.reliability'
-        assert parameter in told()
+        assert parameter in client.told('camera')
         assert client.status['camera'].level == b'\2'
         assert client.get(parameter) == 'reliable'
+    assert re.search(r'WARN.*: camera: use_sim_time is set', node.output)
 
 
 LOSSY_CAMERA = """
@@ -187,7 +218,7 @@ def test_images_lost_by_the_transport_are_counted_and_told():
         try:
             lost = re.compile(r'\d+ images lost by the transport: .*FASTDDS_DEFAULT_PROFILES_FILE')
             assert client.wait(
-                lambda: 'camera' in client.status and lost.match(client.status['camera'].message)
+                lambda: lost.match(client.told('camera'))
             ), client.status
             assert client.stats().dropped_lost > 0
         finally:
@@ -207,6 +238,16 @@ def test_a_subscriber_that_never_reads_does_not_hold_the_node(node):
     stuck.destroy_node()
 
 
+def test_stamps_that_are_none(node):
+    """Negative ones, and nanoseconds beyond a second."""
+    client = node.client
+    for index, (seconds, rest) in enumerate([(-7, 0), (-7, 10**8), (-8, 13 * 10**8)]):
+        message = image_message(picture(index), 0.0)
+        message.header.stamp.sec, message.header.stamp.nanosec = seconds, rest
+        field = client.flow_of(message) if index else client.publish(message)
+    assert (field.target_stamp.sec, field.target_stamp.nanosec) == (-7, 3 * 10**8)
+
+
 def test_shutdown_is_final():
     with NodeProcess('--model', 'dis_fast', *FAST_STATUS) as node:
         client = node.client
@@ -215,7 +256,7 @@ def test_shutdown_is_final():
         assert client.call(ChangeState, 'change_state', request).success
         assert client.state() == 'finalized'
         assert not client.change('configure')
-        assert client.wait(lambda: client.status['model'].message == 'finalized')
+        assert client.wait(lambda: client.told('model') == 'finalized')
         assert client.get('stride') == 1
         assert node.stop(signal.SIGINT) == 0
     assert 'Traceback' not in node.output

@@ -54,7 +54,7 @@ def test_flow_confidence_and_iterations(weights):
         for index in range(2, 5):
             field = client.flow_of(image_message(view(WORLD, index), 10 + index / 10))
         assert field.refinement_iterations == 1
-        assert client.wait(lambda: 'over the deadline' in client.status['camera'].message)
+        assert client.wait(lambda: 'over the deadline' in client.told('camera'))
         assert client.set(deadline=0.0) == ''
         field = client.flow_of(image_message(view(WORLD, 5), 10.5))
         assert field.refinement_iterations == 3
@@ -77,5 +77,5 @@ def test_an_option_that_the_model_lacks_is_told():
     with NodeProcess('--model', 'dis', *arguments, wait=False) as node:
         client = node.client
         assert client.wait(lambda: 'model' in client.status)
-        assert client.wait(lambda: 'dtype' in client.status['model'].message)
+        assert client.wait(lambda: 'dtype' in client.told('model'))
         assert client.state() == 'unconfigured'

@@ -11,7 +11,6 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.qos import QoSPresetProfiles, QoSProfile, qos_policy_name_from_kind
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 
 from daflow_ros.datasets.encodings import EncodingError, UnknownEncodingError
@@ -107,10 +106,12 @@ class Camera:
                 image, encoding = image_to_rgb(message), message.encoding
         except UnknownEncodingError as error:
             self.statistics.dropped(Drop.UNKNOWN_ENCODING, str(error))
-        except EncodingError as error:
+        except (EncodingError, MemoryError) as error:
             self.statistics.dropped(Drop.MALFORMED, str(error))
         else:
-            stamp_ns = Time.from_msg(message.header.stamp).nanoseconds
+            stamp = message.header.stamp
+            # Not rclpy's Time, which raises on negative stamps.
+            stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
             self._buffer.push(Frame(stamp_ns, image, message.header.frame_id, encoding))
             self._server.notify()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,21 +19,15 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import InvalidParameterException
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos_overriding_options import InvalidQosOverridesError
 
-from daflow_ros.estimators import (
-    EstimatorError,
-    FlowEstimator,
-    default_estimator,
-    load_estimator,
-)
+from daflow_ros.estimators import FlowEstimator, default_estimator, load_estimator
 from daflow_ros.ros import parameters as params
 from daflow_ros.ros.camera import Camera
 from daflow_ros.ros.conversions import bridge_choice
-from daflow_ros.ros.diagnostics import Input, camera_status, model_status
+from daflow_ros.ros.diagnostics import OK, WARN, Input, camera_status, model_status
+from daflow_ros.ros.executor import CallbackExecutor
 from daflow_ros.ros.flow_statistics import Snapshot
 from daflow_ros.ros.model_server import ModelServer
 from daflow_ros.ros.parameters import NodeParameters, ParameterError
@@ -40,6 +35,8 @@ from daflow_ros.ros.transport import own_segment_size
 
 #: Seconds that a transition or the end of the process waits for the pair in work.
 STOP_TIMEOUT = 5.0
+#: Least time between log lines about the same camera, s.
+TELL_PERIOD = 10.0
 
 Load = Callable[..., FlowEstimator]
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -59,6 +56,7 @@ class FlowNode(LifecycleNode):
         self._server: ModelServer | None = None
         self._cameras: list[Camera] = []
         self._reported: dict[str, Snapshot] = {}
+        self._told: dict[str, float] = {}
         self._state = 'unconfigured'
         self._configure_error = ''
         self._refused = params.declare(self)
@@ -85,6 +83,7 @@ class FlowNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check the parameters, load the model, create the topics."""
+        self._state = 'configuring'
         try:
             parameters = params.read(self, refused=self._refused)
             auto = parameters.model == params.AUTO_MODEL
@@ -99,14 +98,12 @@ class FlowNode(LifecycleNode):
                 camera = Camera(self, camera_name, self._server, parameters)
                 self._cameras.append(camera)
                 self._server.add(camera)
-        except (
-            EstimatorError, ParameterError, InvalidParameterException, InvalidQosOverridesError,
-            RuntimeError, OSError, ImportError, MemoryError,
-        ) as error:  # fmt: skip
+        except Exception as error:  # rclpy would swallow what a transition raises
             if self.context.ok():  # else the process is about to end, and the error comes of it
                 self._configure_error = str(error)
                 self.get_logger().error(f'cannot configure: {error}')
             self._tear_down()
+            self._state = 'unconfigured'
             return FAILURE
         self._configure_error = ''
         self._apply(parameters)
@@ -120,12 +117,17 @@ class FlowNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to receive images."""
-        result = super().on_activate(state)
-        for camera in self._cameras:
-            camera.subscribe()
-            self.get_logger().info(f'{camera.name}: images from {camera.topic}')
+        try:
+            for camera in self._cameras:
+                camera.subscribe()
+                self.get_logger().info(f'{camera.name}: images from {camera.topic}')
+        except Exception as error:  # as above: a QoS override that is none, for example
+            self.get_logger().error(f'cannot activate: {error}')
+            for camera in self._cameras:
+                camera.unsubscribe()
+            return FAILURE
         self._state = 'active'
-        return result
+        return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Receive and publish no more; the model stays loaded."""
@@ -153,10 +155,12 @@ class FlowNode(LifecycleNode):
         return SUCCESS
 
     def stop(self) -> bool:
-        """Stop the model at the end of the process; whether its thread has ended."""
+        """Stop the model at the end of the process; False while it loads or has a pair in work."""
         for timer in (self._report_timer, self._start_timer):
             if timer is not None:
                 timer.cancel()
+        if self._state == 'configuring':
+            return False
         return self._server is None or self._server.stop(STOP_TIMEOUT)
 
     def _autostart(self) -> None:
@@ -225,9 +229,23 @@ class FlowNode(LifecycleNode):
             for camera in list(self._cameras):
                 snapshot = camera.statistics.snapshot()
                 camera.publishers.publish_stats(snapshot, array.header.stamp)
-                array.status.append(self._camera_status(camera, snapshot))
+                status = self._camera_status(camera, snapshot)
+                array.status.append(status)
                 self._reported[camera.name] = snapshot
+                self._tell(camera.name, status)
         self._diagnostics.publish(array)
+
+    def _tell(self, name: str, status: Any) -> None:
+        """Log a problem of a camera too, for those who watch no /diagnostics."""
+        now = time.monotonic()
+        if status.level == OK or now - self._told.get(name, -TELL_PERIOD) < TELL_PERIOD:
+            return
+        self._told[name] = now
+        # Two calls, since rclpy refuses another severity at the same line of source.
+        if status.level == WARN:
+            self.get_logger().warning(f'{name}: {status.message}')
+        else:
+            self.get_logger().error(f'{name}: {status.message}')
 
     def _model_status(self) -> Any:
         server, model, busy_for = self._server, {}, 0.0
@@ -276,19 +294,19 @@ def run_node(arguments: Sequence[str], load: Load = load_estimator) -> int:
     """
     rclpy.init(args=list(arguments))
     node = FlowNode(load)
-    executor = MultiThreadedExecutor(num_threads=4)
+    executor = CallbackExecutor(num_threads=4)
     executor.add_node(node)
     with suppress(KeyboardInterrupt, ExternalShutdownException):
         executor.spin()
     # A second Ctrl-C must not break the clean-up, which takes at most STOP_TIMEOUT.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stopped = node.stop()
-    executor.shutdown(timeout_sec=STOP_TIMEOUT)
-    node.destroy_node()
-    rclpy.try_shutdown()
-    if not stopped:
-        # Python would wait for a model that is in the middle of a long pair, or crash under it.
+    if not node.stop():
+        # Python would wait for a model that is being loaded or has a long pair, or crash under it.
+        rclpy.try_shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+    executor.shutdown(timeout_sec=STOP_TIMEOUT)
+    node.destroy_node()
+    rclpy.try_shutdown()
     return 0

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from builtin_interfaces.msg import Time
 from numpy.typing import NDArray
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
@@ -116,7 +116,8 @@ class FlowPublishers:
 
 def stamp(nanoseconds: int) -> Any:
     """``builtin_interfaces/Time`` of a time in ns."""
-    return Time(nanoseconds=nanoseconds).to_msg()
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return Time(sec=seconds, nanosec=rest)
 
 
 def flow_field(
