@@ -75,8 +75,8 @@ class NetworkEstimator:
         multiple: H and W are padded to this.
         padding: 'centre' or 'bottom', see InputPadder.
         pyramid: coarse-to-fine levels; 1 runs at full size alone, each further level starts from
-            one more halving of the image. Helps with large motion and, since halving averages
-            noise away, in bad weather; costs a third more at most.
+            a quarter of the size. Helps with large motion and, since shrinking averages noise
+            away, in bad weather; costs a sixteenth more.
         coarse_iterations: refinement iterations at the coarser levels.
         diffusion_steps: told in the estimate.
         consistency: run the pair backwards too and set the confidence to 0 where the two flows
@@ -110,9 +110,9 @@ class NetworkEstimator:
     ) -> None:
         if dtype not in DTYPES:
             raise EstimatorError(f'dtype {dtype!r} is none of {", ".join(DTYPES)}')
-        if not 1 <= iterations <= 64 or not 1 <= pyramid <= 5 or coarse_iterations < 1:
+        if not 1 <= iterations <= 64 or not 1 <= pyramid <= 3 or coarse_iterations < 1:
             raise EstimatorError(
-                'iterations must be 1 to 64, pyramid 1 to 5, coarse_iterations at least 1'
+                'iterations must be 1 to 64, pyramid 1 to 3, coarse_iterations at least 1'
             )
         self._device = choose_device(device)
         if not 2 <= num_frames <= 8:
@@ -166,7 +166,7 @@ class NetworkEstimator:
         """Sizes from coarse to fine; levels below 64 px are left out."""
         sizes = [(height, width)]
         for level in range(1, self._pyramid):
-            size = (round(height / 2**level), round(width / 2**level))
+            size = (round(height / 4**level), round(width / 4**level))
             if min(size) < 64:
                 break
             sizes.insert(0, size)
