@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import rclpy
@@ -296,8 +295,13 @@ def run_node(arguments: Sequence[str], load: Load = load_estimator) -> int:
     node = FlowNode(load)
     executor = CallbackExecutor(num_threads=4)
     executor.add_node(node)
-    with suppress(KeyboardInterrupt, ExternalShutdownException):
+    try:
         executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except RuntimeError:  # rclpy's executor may find the context gone at any of its steps
+        if node.context.ok():
+            raise
     # A second Ctrl-C must not break the clean-up, which takes at most STOP_TIMEOUT.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not node.stop():
