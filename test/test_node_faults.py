@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -197,13 +198,29 @@ publisher = node.create_publisher(Image, 'image_raw', qos_profile_sensor_data)
 while not publisher.get_subscription_count():
     time.sleep(0.05)
 time.sleep(0.5)
-image = Image(height=720, width=1280, step=3840, encoding='rgb8')
-image.data = array.array('B', bytes(720 * 3840))
-for second in range(600):
-    image.header.stamp.sec = second
+height, width, period = int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+image = Image(height=height, width=width, step=3 * width, encoding='rgb8')
+image.data = array.array('B', os.urandom(3 * width) * height)
+for index in range(100000):
+    image.header.stamp.sec, image.header.stamp.nanosec = divmod(index * 10**7, 10**9)
     publisher.publish(image)
-    time.sleep(0.05)
+    time.sleep(period)
 """
+
+
+@contextmanager
+def camera_process(node, height, width, period):
+    """Images of a process without the Fast DDS profile, every ``period`` s."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', LOSSY_CAMERA, node.client.namespace,
+         str(height), str(width), str(period)],
+        env={**os.environ, 'ROS_DOMAIN_ID': str(node.domain)},
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_images_lost_by_the_transport_are_counted_and_told():
@@ -211,19 +228,29 @@ def test_images_lost_by_the_transport_are_counted_and_told():
     with NodeProcess('--model', 'dis_fast', *FAST_STATUS) as node:
         client = node.client
         client.listen('stats')
-        camera = subprocess.Popen(
-            [sys.executable, '-c', LOSSY_CAMERA, client.namespace],
-            env={**os.environ, 'ROS_DOMAIN_ID': str(node.domain)},
-        )
-        try:
+        with camera_process(node, 720, 1280, 0.05):
             lost = re.compile(r'\d+ images lost by the transport: .*FASTDDS_DEFAULT_PROFILES_FILE')
-            assert client.wait(
-                lambda: lost.match(client.told('camera'))
-            ), client.status
+            assert client.wait(lambda: lost.match(client.told('camera'))), client.status
             assert client.stats().dropped_lost > 0
-        finally:
-            camera.kill()
-            camera.wait()
+
+
+def test_lifecycle_under_a_stream_of_images():
+    """Topics come and go while images are on their way."""
+    with NodeProcess('--model', 'dis_fast', *FAST_STATUS) as node:
+        client = node.client
+        client.listen('flow')
+        with camera_process(node, 64, 96, 0.004):
+            assert client.wait(lambda: client.got['flow'])
+            for round_ in range(8):
+                walk = ['deactivate', 'activate'] if round_ % 2 else [
+                    'deactivate', 'cleanup', 'configure', 'activate',
+                ]  # fmt: skip
+                for transition in walk:
+                    assert client.change(transition), transition
+                count = len(client.got['flow'])
+                assert client.wait(lambda count=count: len(client.got['flow']) > count)
+        assert node.stop(signal.SIGINT) == 0
+    assert 'Traceback' not in node.output and 'rror' not in node.output
 
 
 def test_a_subscriber_that_never_reads_does_not_hold_the_node(node):
