@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Usage: tools/test_jazzy.sh PYTHON
-# colcon build against the ROS 2 Jazzy wheels in a throwaway environment, then a FlowField sent from
-# one process to another.
+# colcon build against the ROS 2 Jazzy wheels in a throwaway environment, then the
+# transport tests between two processes.
 set -eu
 python=$1
 [ -n "$python" ] || exit 1

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What no test may leave behind for the next."""
+
+import sys
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerator_state_left():
+    """Accelerate keeps the first precision asked for until the process ends."""
+    yield
+    if 'accelerate' in sys.modules:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
