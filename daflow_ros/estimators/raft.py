@@ -15,7 +15,7 @@ from daflow_ros.models.raft import RAFT, FlowOutput
 from daflow_ros.models.raft_checkpoints import load_raft
 
 #: Refinement iterations and coarse-to-fine levels of the model that this project trains.
-TINY_DEFAULTS: dict[str, Any] = {'iterations': 6, 'pyramid': 2, 'coarse_iterations': 8}
+TINY_DEFAULTS: dict[str, Any] = {'iterations': 5, 'pyramid': 2, 'coarse_iterations': 8}
 
 
 def raft_estimator(name: str, path: Path, device: str, **options: Any) -> NetworkEstimator:

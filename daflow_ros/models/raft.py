@@ -294,11 +294,18 @@ class CorrelationPyramid:
         dy, dx = torch.meshgrid(r, r, indexing='ij')
         self.delta = torch.stack([dy, dx], dim=-1)
 
-    def lookup(self, coords: Tensor) -> Tensor:
-        """Correlation ``(B, levels * (2r+1)^2, h, w)`` around ``coords`` (B, 2, h, w) px."""
+    def lookup(self, coords: Tensor, displacement: bool = False) -> Tensor:
+        """Correlation ``(B, levels * (2r+1)^2, h, w)`` around ``coords`` (B, 2, h, w) px.
+
+        Args:
+            coords: where each cell of the first image looks in the second.
+            displacement: append the soft-argmax of each level's window, ``2 * levels`` channels
+                in cells of that level.
+        """
         b, h, w = self.shape
         centre = coords.permute(0, 2, 3, 1).reshape(b * h * w, 1, 1, 2)
-        out = []
+        offsets = self.delta.reshape(-1, 2)
+        out, peaks = [], []
         for i, maps in enumerate(self.pyramid):
             hh, ww = maps.shape[-2:]
             xy = centre / 2**i + self.delta
@@ -306,20 +313,11 @@ class CorrelationPyramid:
             grid = xy * torch.tensor(
                 [2.0 / max(ww - 1, 1), 2.0 / max(hh - 1, 1)], device=xy.device
             ) - 1.0
-            sampled = F.grid_sample(maps, grid, align_corners=True)
-            out.append(sampled.reshape(b, h, w, -1))
-        return torch.cat(out, dim=-1).permute(0, 3, 1, 2)
-
-    def local_displacement(self, corr: Tensor) -> Tensor:
-        """Soft-argmax of each level's window, ``(B, 2 * levels, h, w)`` in cells of the level.
-
-        Args:
-            corr: of :meth:`lookup`.
-        """
-        b, _, h, w = corr.shape
-        probability = corr.reshape(b, len(self.pyramid), -1, h, w).softmax(dim=2)
-        offsets = self.delta.reshape(-1, 2)
-        return torch.einsum('blkhw,kc->blchw', probability, offsets).flatten(1, 2)
+            sampled = F.grid_sample(maps, grid, align_corners=True).reshape(b, h, w, -1)
+            out.append(sampled)
+            if displacement:
+                peaks.append(sampled.softmax(dim=-1) @ offsets)
+        return torch.cat(out + peaks, dim=-1).permute(0, 3, 1, 2).contiguous()
 
 
 def coords_grid(batch: int, height: int, width: int, device: torch.device) -> Tensor:
@@ -475,9 +473,7 @@ class RAFT(ModelMixin, ConfigMixin):
         flows = [flow]
         for _ in range(iterations):
             flow = flow.detach()
-            corr = pyramid.lookup(grid + flow)
-            if self.local_matching:
-                corr = torch.cat([corr, pyramid.local_displacement(corr)], dim=1)
+            corr = pyramid.lookup(grid + flow, self.local_matching)
             net, delta = self.update_block(net, inp, corr.to(net.dtype), flow.to(net.dtype))
             flow = flow + delta.float()
             flows.append(flow)
