@@ -46,7 +46,7 @@ def test_shipped_models_recover_a_translation_and_tell_confidence(name):
     inner = estimate.flow[16:-16, 16:-16]
     np.testing.assert_allclose(np.median(inner, axis=(0, 1)), [5, -4], atol=0.5)
     assert estimate.confidence is not None and estimate.confidence.shape == (128, 160)
-    assert 0 <= estimate.confidence.min() and estimate.confidence.max() <= 1
+    assert estimate.confidence.min() >= 0 and estimate.confidence.max() <= 1
 
 
 def test_default_is_the_shipped_model_or_dis():
