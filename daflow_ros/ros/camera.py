@@ -128,9 +128,12 @@ class Camera:
         model = self._server.estimator
         result = FlowResult(pair, estimate, model.name, model.revision, latency)
         self.publishers.publish(result, self._parameters)
-        lengths = np.hypot(estimate.flow[..., 0], estimate.flow[..., 1])
-        confidence = np.nan if estimate.confidence is None else estimate.confidence.mean()
-        self.statistics.published(latency, float(lengths.mean()), float(confidence))
+        mean_flow = mean_confidence = float('nan')
+        if self.publishers.stats_wanted():
+            mean_flow = float(np.hypot(estimate.flow[..., 0], estimate.flow[..., 1]).mean())
+            if estimate.confidence is not None:
+                mean_confidence = float(estimate.confidence.mean())
+        self.statistics.published(latency, mean_flow, mean_confidence)
 
     def failed(self, pair: Pair, error: Exception) -> None:
         """Count and tell what went wrong with a pair."""

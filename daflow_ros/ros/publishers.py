@@ -76,6 +76,10 @@ class FlowPublishers:
         chosen = names or tuple(self._publishers)
         return any(self._publishers[name].get_subscription_count() > 0 for name in chosen)
 
+    def stats_wanted(self) -> bool:
+        """Whether somebody subscribes to the statistics."""
+        return bool(self._stats.get_subscription_count())
+
     def publish(self, result: FlowResult, parameters: NodeParameters) -> None:
         """Publish a result on every topic that is listened to, the flow itself first."""
         estimate, reference = result.estimate, result.pair.reference
