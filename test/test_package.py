@@ -148,7 +148,8 @@ def test_source_files():
         if text.strip() and 'SPDX-License-Identifier: Apache-2.0' not in text[:200]:
             faults.append(f'{path}: no SPDX header')
         for number, line in enumerate(text.splitlines(), 1):
-            if len(line) > 99:
+            # As ruff, leaving aside what speaks to the linters.
+            if len(re.sub(r'  # (type: ignore|noqa).*', '', line)) > 99:
                 faults.append(f'{path}:{number}: longer than 99 columns')
             if foreign.search(line):
                 faults.append(f'{path}:{number}: a path of one machine')
