@@ -84,15 +84,23 @@ def test_killed_half_way_the_second_run_does_only_the_rest(tmp_path):
     # The driver and what it started, Ray's processes included.
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    before = finished(tmp_path)
+    # Ray's workers have sessions of their own and may finish what they are at before they
+    # notice that the driver is gone.
+    before = None
+    while before != (before := finished(tmp_path)):
+        time.sleep(5)
     assert 8 <= len(before) < 2 * (BAGS - 1)
+    complete = sum(
+        {'dis.json', 'farneback.json'} <= {file.name for file in folder.iterdir()}
+        for folder in (tmp_path / 'out' / 'runs').iterdir()
+    )
 
     second = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=300)
     assert second.returncode == 0, second.stderr
     after = finished(tmp_path)
     assert len(after) == 2 * (BAGS - 1)
     assert all(after[name] == stamp for name, stamp in before.items()), 'it was run again'
-    assert second.stderr.count('done before') in (len(before) // 2, len(before) // 2 + 1)
+    assert second.stderr.count('done before') == complete >= 4
     assert 'bag3' in second.stderr and 'not evaluated' in second.stderr
     content = json.loads((tmp_path / 'out' / 'results.json').read_text())
     assert list(content['run']['failed']) == [str(tmp_path / 'bags' / 'bag3')]

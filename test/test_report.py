@@ -77,14 +77,21 @@ def test_opens_without_errors_or_requests(report, tmp_path):
     # The check itself must be able to fail.
     bad = tmp_path / 'bad.html'
     bad.write_text('<img src="http://example.invalid/x.png"><script>console.error(1)</script>')
-    _, console, outside = browse(bad, tmp_path / 'p1', '--screenshot=' + str(tmp_path / 'b.png'))
-    assert console and any('example.invalid' in line for line in outside)
+    for attempt in range(3):
+        # On a machine that is very busy the browser may be gone before it has asked.
+        _, console, outside = browse(
+            bad, tmp_path / f'bad{attempt}', f'--screenshot={tmp_path / "bad.png"}'
+        )
+        seen = bool(console) and any('example.invalid' in line for line in outside)
+        if seen:
+            break
+    assert seen, (console, outside)
 
     _, console, outside = browse(
         report / 'report.html', tmp_path / 'p2', f'--screenshot={picture}',
         '--window-size=1000,3000',
     )
-    assert console == [] and outside == []
+    assert (console, outside) == ([], [])
     image = cv2.imread(str(picture))
     assert image.shape[:2] == (3000, 1000) and image.std() > 20
 
@@ -107,6 +114,15 @@ def test_frames_can_be_left_out(report, tmp_path):
     assert with_frames.count('<img') * 2 == without.count('<img') * 5
 
 
+def test_names_no_winner_where_nothing_measured_finds_one(report, tmp_path):
+    words = ['evaluate', str(report.parent / 'frames <b>'), '--models', 'dis,farneback']
+    assert main([*words, '-o', str(tmp_path)]) == 0
+    markdown = (tmp_path / 'report.md').read_text()
+    assert 'Nothing here tells which model is best' in markdown
+    rows = [line for line in markdown.splitlines() if line.startswith('| ')]
+    assert not any('**' in row for row in rows) and '★ lowest' not in markdown
+
+
 class References(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -127,7 +143,7 @@ def test_is_one_file(report):
 
 def test_says_what_to_run_and_that_it_is_a_proxy(report):
     markdown = (report / 'report.md').read_text()
-    assert re.search(r'\*\*Run (dis|farneback): ', markdown)
+    assert re.search(r'\*\*Run (dis|farneback): drift', markdown)
     assert 'no ground truth' in markdown and 'rain:4' in markdown
     tables = [line for line in markdown.splitlines() if line.startswith('|')]
     assert all(line.endswith('|') for line in tables) and len(tables) > 10

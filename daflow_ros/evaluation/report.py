@@ -62,6 +62,22 @@ def _shown(name: str) -> str:
     return 'as it is' if name == 'clean' else name
 
 
+def _no_advice(clean: dict[str, Record]) -> tuple[list[str], list[str]]:
+    """What is said where nothing measured orders the models."""
+    run = [
+        'Nothing here tells which model is best: there is no ground truth, and of the measures'
+        ' that need none only drift orders models as the true error does. Run again with'
+        ' --corrupt weather, or choose by a benchmark.'
+    ]
+    known = {m: s['fb_inconsistent'] for m, s in clean.items()
+             if s.get('fb_inconsistent') is not None}
+    doubt = [
+        f'{model} contradicts itself (forward against backward flow) at {share:.0f} % of the'
+        ' pixels: do not trust it there.' for model, share in known.items()
+    ]
+    return run, doubt
+
+
 def advice(records: list[Record]) -> tuple[list[str], list[str]]:
     """Sentences: what to run, and what not to trust."""
     metric = ranking_metric(records)
@@ -71,14 +87,16 @@ def advice(records: list[Record]) -> tuple[list[str], list[str]]:
     corrupted = over_corruptions(records)
     best = winner(corrupted or clean, metric)
     if best is None:
-        return ['No model could be ranked.'], []
+        return _no_advice(clean)
     run, doubt = [], []
 
     def amount(summary: Record) -> str:
         value = summary.get(metric)
         return 'unknown' if value is None else f'{value:.3g} {unit}'
 
-    where = [f'{amount(clean[best])} on the source as it is'] if best in clean else []
+    where = []
+    if clean.get(best, {}).get(metric) is not None:
+        where.append(f'{amount(clean[best])} on the source as it is')
     where += [f'{amount(corrupted[best])} over its corruptions'] if corrupted else []
     run.append(f'Run {best}: {_NAMES[metric]} {", ".join(where)}, the lowest of'
                f' {len(clean or corrupted)} models.')
@@ -95,8 +113,9 @@ def advice(records: list[Record]) -> tuple[list[str], list[str]]:
         )
     if metric != 'epe':
         doubt.append(
-            'There is no ground truth: the ranking rests on a proxy, and a model can be '
-            'consistent with itself and wrong. See the rank correlations below.'
+            'There is no ground truth: the ranking rests on a proxy, how far the flow drifts when'
+            ' the frames are corrupted, and a model that sees no motion at all would win it. Look'
+            ' at the flow, and at the rank correlations below.'
         )
     limit = 'outlier3' if metric == 'epe' else 'fb_inconsistent'
     bad = [
@@ -218,12 +237,11 @@ def _section(
         for i, m in enumerate(models) if summaries.get(m, {}).get('sparsification')
     ]
     run, doubt = advice(records)
-    winning = winner(summaries, metric)
     film = []
-    if strips and winning is not None:
+    if strips:
+        chosen = pick(records, winner(summaries, metric) or models[0], metric)
         film = filmstrips(
-            result.path, settings, pick(records, winning, metric), metric, _UNITS[metric],
-            show_frames,
+            result.path, settings, chosen, metric, _UNITS[metric], show_frames
         )
     sizes = sorted({tuple(r['size']) for r in records})
     return {

@@ -124,7 +124,7 @@ class _ModelRun:
         self, spec: ModelSpec, estimator: FlowEstimator, file: Path,
         fingerprint: dict[str, Any], settings: Settings,
     ) -> None:
-        self.spec, self.estimator, self.file, self.settings = spec, estimator, file, settings
+        self.spec, self.estimator, self.file = spec, estimator, file
         self.content: dict[str, Any] = {
             'fingerprint': rounded(fingerprint), 'corruptions': {}, 'failures': [],
         }

@@ -14,10 +14,10 @@ from daflow_ros.evaluation.proxies import PROXIES, rank_correlation
 
 Record = dict[str, Any]
 
+#: Proxies that order models as the truth does; the others find no winner.
+RANKING = ('drift',)
 #: Metrics that need ground truth; means over pairs.
 ACCURACY = ('epe', 'outlier1', 'outlier3', 'outlier5', 'fl_all')
-#: What ranks the models where there is no ground truth: the proxy that follows EPE best.
-RANKING_PROXY = 'fb_inconsistent'
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -97,12 +97,21 @@ def over_corruptions(records: list[Record]) -> dict[str, Record]:
 
 
 def ranking_metric(records: list[Record]) -> str:
-    """EPE where any record has ground truth, else the proxy."""
-    return 'epe' if any(r.get('accuracy') for r in records) else RANKING_PROXY
+    """What the models are compared by: EPE where any record has ground truth, else a proxy.
+
+    Measured over the models of one pair (docs/evaluation.md), drift follows the true error, but
+    needs corruptions. Without them forward-backward error is left: it tells a model's good
+    frames from its bad ones, and does not rank models (see `RANKING`).
+    """
+    if any(r.get('accuracy') for r in records):
+        return 'epe'
+    return 'drift' if any(r['corruption'] != 'clean' for r in records) else 'fb_error'
 
 
 def winner(summaries: dict[str, Record], metric: str) -> str | None:
-    """Model with the lowest value; None where nobody has one."""
+    """Model with the lowest value; None where nobody has one, or the metric ranks no models."""
+    if metric in PROXIES and metric not in RANKING:
+        return None
     known = {model: s[metric] for model, s in summaries.items() if s.get(metric) is not None}
     return min(known, key=lambda model: known[model]) if known else None
 
