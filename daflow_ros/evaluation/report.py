@@ -71,11 +71,13 @@ def _no_advice(clean: dict[str, Record]) -> tuple[list[str], list[str]]:
     ]
     known = {m: s['fb_inconsistent'] for m, s in clean.items()
              if s.get('fb_inconsistent') is not None}
-    doubt = [
-        f'{model} contradicts itself (forward against backward flow) at {share:.0f} % of the'
-        ' pixels: do not trust it there.' for model, share in known.items()
+    if not known:
+        return run, []
+    shares = ', '.join(f'{model} at {share:.0f} %' for model, share in known.items())
+    return run, [
+        'Do not trust a model where its forward and backward flow disagree: of the pixels,'
+        f' {shares}. That they agree proves little: two flows of nothing do.'
     ]
-    return run, doubt
 
 
 def advice(records: list[Record]) -> tuple[list[str], list[str]]:
@@ -254,6 +256,7 @@ def _section(
         'bars': charts.bars(bar_rows, models, _UNITS[metric], best),
         'bar_rows': [(name, values, first) for (name, values), first in
                      zip(bar_rows, best, strict=True)],
+        'ranked': any(first is not None for first in best),
         'models': [(m, charts.color(i)) for i, m in enumerate(models)],
         'strips': _strip_charts(records, metric, models),
         'sparsification': charts.sparsification(curves) if curves else None,
