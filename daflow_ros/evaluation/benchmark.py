@@ -258,7 +258,7 @@ def draw_figure(path: Path, rows: list[Row]) -> bool:
     import matplotlib
 
     matplotlib.use('Agg')
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     from daflow_ros.evaluation.charts import color
 
@@ -274,7 +274,8 @@ def draw_figure(path: Path, rows: list[Row]) -> bool:
         axes.annotate(row.model, (row.ms_median, top), xytext=(7, 4),
                       textcoords='offset points', color=color(index), fontweight='bold')
     axes.set_xscale('log')
-    axes.margins(x=0.15, y=0.12)
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f'{value:g}'))
+    axes.margins(x=0.22, y=0.12)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f'ms per pair of {shown[0].width}x{shown[0].height}, '
                     f'{shown[0].device} (log), median')
