@@ -153,6 +153,20 @@ class FlowNode(LifecycleNode):
         self._state = 'unconfigured'
         return SUCCESS
 
+    def _LifecycleNodeMixin__change_state(  # noqa: N802
+        self, transition_id: int
+    ) -> TransitionCallbackReturn:
+        """Refuse a transition that the state does not allow.
+
+        Up to Jazzy, rclpy lets the error out of the service: no answer, and the end of the node.
+        """
+        try:
+            return super()._LifecycleNodeMixin__change_state(transition_id)
+        except RuntimeError as error:
+            if self.context.ok():
+                self.get_logger().error(f'transition {transition_id} is not possible: {error}')
+            return TransitionCallbackReturn.ERROR
+
     def stop(self) -> bool:
         """Stop the model at the end of the process; False while it loads or has a pair in work."""
         for timer in (self._report_timer, self._start_timer):
@@ -295,13 +309,14 @@ def run_node(arguments: Sequence[str], load: Load = load_estimator) -> int:
     node = FlowNode(load)
     executor = CallbackExecutor(num_threads=4)
     executor.add_node(node)
-    try:
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except RuntimeError:  # rclpy's executor may find the context gone at any of its steps
-        if node.context.ok():
-            raise
+    while node.context.ok():
+        try:
+            executor.spin_once()
+        except (KeyboardInterrupt, ExternalShutdownException):
+            break
+        except Exception as error:  # one callback's fault must not end the node
+            if node.context.ok():  # else the executor found the context gone
+                node.get_logger().error(f'a callback failed: {type(error).__name__}: {error}')
     # A second Ctrl-C must not break the clean-up, which takes at most STOP_TIMEOUT.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not node.stop():
