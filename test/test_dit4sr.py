@@ -196,7 +196,10 @@ def test_a_truncated_network_taps_the_same(model):
     state = model.state_dict()
     small.load_state_dict({k: state[k] for k in small.state_dict()})
     x = inputs()
-    assert torch.equal(small(**x, taps=(1, 2)).keys[2], model(**x, taps=(1, 2)).keys[2])
+    # Not bit by bit: threads may split the sums of two runs in two ways.
+    torch.testing.assert_close(
+        small(**x, taps=(1, 2)).keys[2], model(**x, taps=(1, 2)).keys[2], rtol=1e-5, atol=1e-5
+    )
     assert sum(p.numel() for p in small.parameters()) < 0.75 * sum(
         p.numel() for p in model.parameters()
     )
