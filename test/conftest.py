@@ -7,6 +7,13 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
+def _one_thread():
+    """How many threads share a sum depends on the load; what is compared to the bit must not."""
+    if 'torch' in sys.modules:
+        sys.modules['torch'].set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
 def _no_accelerator_state_left():
     """Accelerate keeps the first precision asked for until the process ends."""
     yield
