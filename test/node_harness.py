@@ -273,6 +273,6 @@ class NodeProcess:
         if self.process.poll() is None:
             status = self.stop()
             if error[0] is None:
-                assert status == 0, self.output
+                assert status == 0, f'{status}: {self.output}'
         if error[0] is not None:
             print(self.output)
