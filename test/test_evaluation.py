@@ -138,6 +138,9 @@ def test_damaged_files_and_sources_are_named_and_the_rest_goes_on(tmp_path, caps
     for name in ('00002_flow.flo', 'missing', 'broken.mcap'):
         assert name in errors
     assert evaluate(tmp_path / 'missing', '--models', 'dis', '-o', tmp_path / 'o2') == 2
+    capsys.readouterr()
+    assert evaluate(tmp_path / 'chairs', '--models', 'dis', '-o', tmp_path / 'broken.mcap') == 2
+    assert '--output' in capsys.readouterr().err
 
 
 def test_truth_of_a_shift_is_found(tmp_path):

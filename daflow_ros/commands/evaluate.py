@@ -101,6 +101,12 @@ def run(args: argparse.Namespace) -> int:
     failed: dict[str, str] = {}
     sources = fleet.expand_sources(args.sources)
     try:
+        # Before the work, not after it.
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f'daflow evaluate: --output: {error}', file=sys.stderr)
+        return 2
+    try:
         if args.ray_address:
             results, failed = fleet.evaluate_fleet(
                 sources, settings, folder, args.ray_address, _progress
