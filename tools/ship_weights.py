@@ -5,6 +5,7 @@
 Weights are stored in half precision; the model card beside them is kept.
 """
 
+import json
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,11 @@ def main() -> int:
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         load_folder(source).half().save_pretrained(folder)
+        config = Path(folder, 'config.json')
+        # Where the run lay means nothing to a user.
+        settings = json.loads(config.read_text())
+        settings.pop('_name_or_path', None)
+        config.write_text(json.dumps(settings, indent=2) + '\n')
         for file in Path(folder).iterdir():
             shutil.copyfile(file, target / file.name)
             print(f'{target / file.name}: {file.stat().st_size / 1e6:.2f} MB')
