@@ -23,6 +23,7 @@ COMMANDS = {
     'analyse': 'map which layer and step of the transformer matches best',
     'convert': 'assemble a daflow folder from DiT4SR, SD3.5 VAE and RAFT weights',
     'imagery': 'collect freely licensed photographs for training',
+    'clips': 'draw degraded training clips ahead of a run',
     'train': 'train a stage: restoration or flow',
 }
 

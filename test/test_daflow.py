@@ -78,12 +78,17 @@ def test_untrained_it_is_the_raft_it_was_built_on(config, raft_config):
     raft = RAFT(**raft_config).eval()
     model = build(config, raft)
     x = images(frames=3)
-    ours = model(x, 3)
-    reference = raft(x[:, :2].flatten(0, 1), x[:, 1:].flatten(0, 1), 3)
+    height, width = x.shape[-2:]
+    count = raft_config.get('num_hypotheses', 0)
+    others = torch.randn(2 * len(x), count + 1, 2, height, width) if count else None
+    ours = model(x, 3, hypotheses=others)
+    reference = raft(x[:, :2].flatten(0, 1), x[:, 1:].flatten(0, 1), 3, None, others)
     assert reference.flow.abs().max() > 0.01
     assert (ours.flow - reference.flow).abs().max() <= 1e-5
-    last = model(x, 3, last_pair_only=True)
-    reference = raft(x[:, 1], x[:, 2], 3)
+    if others is not None:
+        others = others[1::2]
+    last = model(x, 3, last_pair_only=True, hypotheses=others)
+    reference = raft(x[:, 1], x[:, 2], 3, None, others)
     assert (last.flow - reference.flow).abs().max() <= 1e-5
 
 
@@ -95,7 +100,7 @@ def test_fusion_can_learn_away_from_the_start():
     x = images(height=64, width=64)
     for _ in range(2):
         optimiser.zero_grad()
-        out = model(x, 2)
+        out = model(x, 2, hypotheses=torch.zeros(len(x), 4, 2, 64, 64))
         loss = sum((f - 1).abs().mean() for f in out.flows_low[1:])
         (loss + out.laplace.square().mean()).backward()
         optimiser.step()
@@ -263,18 +268,21 @@ def test_tiling_is_seamless_where_the_network_is_local():
     x = images(height=256, width=384)
     start = torch.randn(1, 2, 32, 48)
 
-    def local(frames, iterations, initial):
+    others = torch.randn(1, 1, 2, 256, 384)
+
+    def local(frames, iterations, initial, hypotheses):
         up = torch.nn.functional.interpolate(initial, scale_factor=8)
+        up = up + hypotheses[:, 0]
         return FlowOutput(frames[:, -1, :2] + up, [], frames[:, -2])
 
-    whole = predict_tiled(local, x, 1, start, 10**9, 16)
-    tiled = predict_tiled(local, x, 1, start, 160 * 160, 16, overlap=32)
+    whole = predict_tiled(local, x, 1, start, others, 10**9, 16)
+    tiled = predict_tiled(local, x, 1, start, others, 160 * 160, 16, overlap=32)
     assert torch.allclose(whole.flow, tiled.flow, atol=1e-5)
     assert torch.allclose(whole.laplace, tiled.laplace, atol=1e-5)
-    sides = predict_tiled(local, x, 1, start, 10**9, 16, overlap=32, max_side=128)
+    sides = predict_tiled(local, x, 1, start, others, 10**9, 16, overlap=32, max_side=128)
     assert torch.allclose(whole.flow, sides.flow, atol=1e-5)
     with pytest.raises(ValueError, match='pixel budget'):
-        predict_tiled(local, x, 1, start, 64 * 64, 16)
+        predict_tiled(local, x, 1, start, others, 64 * 64, 16)
 
 
 @pytest.fixture(scope='module')
@@ -335,6 +343,8 @@ def test_consistency_check_sets_confidence(folder):
 
 @torch.inference_mode()
 def test_three_frames_come_from_successive_calls(folder, tmp_path):
+    from daflow_ros.training.networks import clip_hypotheses
+
     model = DAFlow.from_pretrained(folder).eval()
     model.dpt_query.output.weight.normal_(0, 0.1)  # at zero, features would not show in the flow
     model.save_pretrained(tmp_path)
@@ -343,7 +353,9 @@ def test_three_frames_come_from_successive_calls(folder, tmp_path):
 
     def expected(*indices):
         clip = torch.from_numpy(np.stack([images[i] for i in indices])).permute(0, 3, 1, 2)
-        flow = model((clip.float() / 127.5 - 1)[None], 2, last_pair_only=True).flow
+        others = clip_hypotheses(clip[None] / 255)
+        frames = (clip.float() / 127.5 - 1)[None]
+        flow = model(frames, 2, last_pair_only=True, hypotheses=others).flow
         return flow[0].permute(1, 2, 0).numpy()
 
     options = {'device': 'cpu', 'weights': tmp_path, 'pyramid': 1, 'num_frames': 3}
@@ -388,11 +400,13 @@ def test_save_and_load_keep_the_flow(folder, tmp_path):
 
     model = DAFlow.from_pretrained(folder).eval()
     x = images(height=64, width=64)
-    torch.testing.assert_close(load_daflow(folder)(x, 2).flow, model(x, 2).flow)
+    others = torch.randn(len(x), 4, 2, 64, 64)
+    expected = model(x, 2, hypotheses=others).flow
+    torch.testing.assert_close(load_daflow(folder)(x, 2, hypotheses=others).flow, expected)
     assert json.loads((folder / 'config.json').read_text())['taps'] == list(DAFLOW_TINY['taps'])
     model.save_pretrained(tmp_path, max_shard_size='4MB')
     assert len(list(tmp_path.glob('*.safetensors'))) > 1
-    torch.testing.assert_close(load_daflow(tmp_path)(x, 2).flow, model(x, 2).flow)
+    torch.testing.assert_close(load_daflow(tmp_path)(x, 2, hypotheses=others).flow, expected)
     half = copy.deepcopy(model).half()
     half.save_pretrained(tmp_path / 'half')
     assert torch.allclose(load_daflow(tmp_path / 'half')(x, 2).flow, model(x, 2).flow, atol=1.0)

@@ -10,7 +10,7 @@ from daflow_ros import EstimatorError, load_estimator
 from daflow_ros.estimators import ESTIMATORS, default_estimator
 from daflow_ros.estimators.network import NetworkEstimator, laplace_confidence
 from daflow_ros.estimators.registry import shipped_weights
-from daflow_ros.models.raft import RAFT, RAFT_SMALL, RAFT_TINY
+from daflow_ros.models.raft import RAFT, RAFT_SMALL
 
 
 def textured(height, width, seed=0):
@@ -113,14 +113,14 @@ def test_unsafe_and_broken_checkpoints(tmp_path, capsys):
 
 def test_network_estimator_pads_any_size_and_uses_the_initial_flow(tmp_path):
     torch.manual_seed(0)
-    network = RAFT(**RAFT_TINY).eval()
+    network = RAFT(mask_dim=32, hidden_dim=32, context_dim=32).eval()
     with torch.no_grad():  # updates of zero: what goes in comes out
         network.update_block.flow_head.conv2.weight.zero_()
         network.update_block.flow_head.conv2.bias.zero_()
     estimator = NetworkEstimator(
         'raft_tiny',
         network,
-        lambda frames, n, start: network(frames[:, -2], frames[:, -1], n, start),
+        lambda frames, n, start, _: network(frames[:, -2], frames[:, -1], n, start),
         'test',
         device='cpu',
         pyramid=2,
@@ -138,13 +138,13 @@ def test_network_estimator_pads_any_size_and_uses_the_initial_flow(tmp_path):
 
 
 def test_flow_that_is_not_finite_is_an_error():
-    network = RAFT(**RAFT_TINY).eval()
+    network = RAFT(mask_dim=32, hidden_dim=32, context_dim=32).eval()
     with torch.no_grad():
         network.update_block.flow_head.conv2.bias.fill_(float('nan'))
     estimator = NetworkEstimator(
         'raft_tiny',
         network,
-        lambda frames, n, start: network(frames[:, -2], frames[:, -1], n, start),
+        lambda frames, n, start, _: network(frames[:, -2], frames[:, -1], n, start),
         'test',
         device='cpu',
     )

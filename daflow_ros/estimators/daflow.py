@@ -11,7 +11,7 @@ from torch import Tensor
 
 from daflow_ros.estimators.estimate import EstimatorError
 from daflow_ros.estimators.network import DTYPES, NetworkEstimator
-from daflow_ros.estimators.raft import TINY_DEFAULTS
+from daflow_ros.estimators.raft import tiny_defaults
 from daflow_ros.estimators.registry import revision_of
 from daflow_ros.models.loading import load_daflow
 from daflow_ros.models.raft import FlowOutput
@@ -62,26 +62,36 @@ def daflow_estimator(
         raise EstimatorError(f'layer must be 0 to {layers - 1}, not {layer}')
     tapped = network.taps[-1] if layer is None else layer
 
-    def whole(frames: Tensor, iterations: int, initial_flow: Tensor | None) -> FlowOutput:
+    def whole(
+        frames: Tensor, iterations: int, initial_flow: Tensor | None, hypotheses: Tensor | None
+    ) -> FlowOutput:
         if name == 'daflow_zero_shot':
             return zero_shot_flow(network, frames, tapped, diffusion_steps)
         output: FlowOutput = network(
-            frames, iterations, initial_flow, diffusion_steps, last_pair_only=True
+            frames,
+            iterations,
+            initial_flow,
+            diffusion_steps,
+            last_pair_only=True,
+            hypotheses=hypotheses,
         )
         return output
 
-    def predict(frames: Tensor, iterations: int, initial_flow: Tensor | None) -> FlowOutput:
+    def predict(
+        frames: Tensor, iterations: int, initial_flow: Tensor | None, hypotheses: Tensor | None
+    ) -> FlowOutput:
         return predict_tiled(
             whole,
             frames,
             iterations,
             initial_flow,
+            hypotheses,
             pixel_budget,
             network.multiple,
             max_side=side,
         )
 
-    defaults = TINY_DEFAULTS if name == 'daflow_tiny' else {}
+    defaults = tiny_defaults(network.raft) if name == 'daflow_tiny' else {}
     defaults = {'num_frames': network.config.num_frames, **defaults}
     return NetworkEstimator(
         name,
@@ -90,9 +100,8 @@ def daflow_estimator(
         revision_of(path),
         device=device,
         dtype=dtype,
-        multiple=network.multiple,
         diffusion_steps=diffusion_steps,
-        **{**defaults, **options},
+        **{**defaults, 'multiple': network.multiple, **options},
     )
 
 
@@ -108,7 +117,9 @@ def sea_raft_estimator(name: str, path: Path, device: str, **options: Any) -> Ne
     if small != (name == 'sea_raft_s'):
         raise EstimatorError(f'{path} holds SEA-RAFT {"S" if small else "M or L"}, not {name}')
 
-    def predict(frames: Tensor, iterations: int, initial_flow: Tensor | None) -> FlowOutput:
+    def predict(
+        frames: Tensor, iterations: int, initial_flow: Tensor | None, hypotheses: Tensor | None
+    ) -> FlowOutput:
         output: FlowOutput = network(frames[:, -2], frames[:, -1], iterations, initial_flow)
         return output
 

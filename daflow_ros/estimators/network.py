@@ -19,6 +19,7 @@ from daflow_ros.estimators.estimate import (
     check_pair,
 )
 from daflow_ros.flow.consistency import forward_backward_mask
+from daflow_ros.flow.hypotheses import dis_hypotheses
 from daflow_ros.flow.padding import InputPadder
 from daflow_ros.models.raft import FlowOutput
 
@@ -26,8 +27,9 @@ DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.
 #: The confidence published is the probability of an error below this many px (KITTI's outlier).
 CONFIDENCE_THRESHOLD = 3.0
 
-#: frames (1, F, 3, H, W) in [-1, 1], iterations, initial flow (1, 2, H/8, W/8) or None.
-Predict = Callable[[Tensor, int, Tensor | None], FlowOutput]
+#: frames (1, F, 3, H, W) in [-1, 1], iterations, initial flow (1, 2, H/8, W/8) or None,
+#: hypotheses (1, K + 1, 2, H, W) px or None.
+Predict = Callable[[Tensor, int, Tensor | None, Tensor | None], FlowOutput]
 
 
 def choose_device(device: str) -> torch.device:
@@ -61,6 +63,16 @@ def laplace_confidence(laplace: Tensor, threshold: float = CONFIDENCE_THRESHOLD)
     )
 
 
+def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Flow ``(N, 2, H, W)`` in px, resampled to ``size`` (height, width) and its px."""
+    height, width = flow.shape[-2:]
+    if (height, width) == size:
+        return flow
+    ratio = flow.new_tensor([size[1] / width, size[0] / height])
+    resized = F.interpolate(flow, size=size, mode='bilinear', align_corners=False)
+    return resized * ratio[:, None, None]
+
+
 class NetworkEstimator:
     """A torch network behind :class:`FlowEstimator`.
 
@@ -82,6 +94,8 @@ class NetworkEstimator:
         consistency: run the pair backwards too and set the confidence to 0 where the two flows
             disagree (forward-backward check), to 1 elsewhere if the model tells none itself.
             Twice the time.
+        hypotheses: match each pair classically as well, for a network that fuses what comes out
+            (`daflow_ros/flow/hypotheses.py`).
         num_frames: F, at least 2. More than 2 take the earlier frames from the calls before, as
             long as each call's first image is the last call's second; a clip that is broken
             starts again with two.
@@ -106,6 +120,7 @@ class NetworkEstimator:
         coarse_iterations: int = 8,
         diffusion_steps: int = 0,
         consistency: bool = False,
+        hypotheses: bool = False,
         num_frames: int = 2,
     ) -> None:
         if dtype not in DTYPES:
@@ -130,6 +145,7 @@ class NetworkEstimator:
         self._coarse_iterations = coarse_iterations
         self._diffusion_steps = diffusion_steps
         self._consistency = consistency
+        self._hypotheses = hypotheses
         self._num_frames = num_frames
         self._clip: list[NDArray[np.uint8]] = []
 
@@ -144,7 +160,16 @@ class NetworkEstimator:
         frames = torch.from_numpy(np.stack(clip)).to(self._device).permute(0, 3, 1, 2).float()
         return (2 * frames / 255 - 1)[None]
 
-    def _level(self, frames: Tensor, iterations: int, start: Tensor | None) -> FlowOutput:
+    def _match(self, image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> Tensor | None:
+        """Classical hypotheses ``(K + 1, 2, H, W)`` px, where the network fuses some."""
+        if not self._hypotheses:
+            return None
+        flows = torch.from_numpy(dis_hypotheses(image1, image2))
+        return flows.permute(0, 3, 1, 2).to(self._device)
+
+    def _level(
+        self, frames: Tensor, iterations: int, start: Tensor | None, others: Tensor | None
+    ) -> FlowOutput:
         """Run at one size; ``start`` and the result are at that size, unpadded."""
         height, width = frames.shape[-2:]
         padder = InputPadder(height, width, self._multiple, self._padding)
@@ -153,11 +178,14 @@ class NetworkEstimator:
         if start is not None:
             (start,) = padder.pad(start)
             initial = F.avg_pool2d(start, 8) / 8
+        if others is not None:
+            (others,) = padder.pad(others)
+            others = others[None]
         autocast = torch.autocast(
             self._device.type, self._dtype, enabled=self._dtype is not torch.float32
         )
         with autocast:
-            output = self._predict(padded[None], iterations, initial)
+            output = self._predict(padded[None], iterations, initial, others)
         flow = padder.unpad(output.flow.float())
         laplace = None if output.laplace is None else padder.unpad(output.laplace.float())
         return FlowOutput(flow, output.flows_low, laplace)
@@ -172,18 +200,21 @@ class NetworkEstimator:
             sizes.insert(0, size)
         return sizes
 
-    def _pyramid_run(self, frames: Tensor, iterations: int, start: Tensor | None) -> FlowOutput:
+    def _pyramid_run(
+        self, frames: Tensor, iterations: int, start: Tensor | None, others: Tensor | None
+    ) -> FlowOutput:
         """From coarse to fine; with a ``start`` (at full size) only the full size is run."""
         height, width = frames.shape[-2:]
         sizes = self._sizes(height, width)
         for size in sizes if start is None else sizes[-1:]:
             finest = size == (height, width)
             level = frames if finest else F.interpolate(frames[0], size=size, mode='area')[None]
-            if start is not None and start.shape[-2:] != size:
-                ratio = start.new_tensor([size[1] / start.shape[-1], size[0] / start.shape[-2]])
-                start = F.interpolate(start, size=size, mode='bilinear', align_corners=False)
-                start = start * ratio[:, None, None]
-            output = self._level(level, iterations if finest else self._coarse_iterations, start)
+            output = self._level(
+                level,
+                iterations if finest else self._coarse_iterations,
+                None if start is None else resize_flow(start, size),
+                None if others is None else resize_flow(others, size),
+            )
             start = output.flow
         return output
 
@@ -208,7 +239,7 @@ class NetworkEstimator:
         if initial_flow is not None:
             start = torch.from_numpy(np.ascontiguousarray(initial_flow, dtype=np.float32))
             start = start.to(self._device).permute(2, 0, 1)[None]
-        output = self._pyramid_run(frames, count, start)
+        output = self._pyramid_run(frames, count, start, self._match(image1, image2))
         flow = output.flow[0].permute(1, 2, 0).cpu().numpy()
         if not np.isfinite(flow).all():
             raise EstimatorError(f'{self.name}: the flow is not finite ({self._dtype})')
@@ -216,7 +247,9 @@ class NetworkEstimator:
         if output.laplace is not None:
             confidence = laplace_confidence(output.laplace)[0].clamp(0, 1).cpu().numpy()
         if self._consistency:
-            backward = self._pyramid_run(frames[:, -2:].flip(1), count, None).flow[0]
+            backward = self._pyramid_run(
+                frames[:, -2:].flip(1), count, None, self._match(image2, image1)
+            ).flow[0]
             agree = forward_backward_mask(flow, backward.permute(1, 2, 0).cpu().numpy())
             confidence = agree * (np.float32(1) if confidence is None else confidence)
         return FlowEstimate(

@@ -14,8 +14,12 @@ from daflow_ros.estimators.registry import revision_of
 from daflow_ros.models.raft import RAFT, FlowOutput
 from daflow_ros.models.raft_checkpoints import load_raft
 
-#: Refinement iterations and coarse-to-fine levels of the model that this project trains.
-TINY_DEFAULTS: dict[str, Any] = {'iterations': 5, 'pyramid': 2, 'coarse_iterations': 8}
+
+def tiny_defaults(raft: RAFT) -> dict[str, Any]:
+    """Options of the models that this project trains: iterations, and what starts them."""
+    if raft.fusion is not None:
+        return {'iterations': 4, 'multiple': 16, 'hypotheses': True}
+    return {'iterations': 5, 'pyramid': 2}
 
 
 def raft_estimator(name: str, path: Path, device: str, **options: Any) -> NetworkEstimator:
@@ -33,11 +37,15 @@ def raft_estimator(name: str, path: Path, device: str, **options: Any) -> Networ
     if name != 'raft_tiny' and small != (name == 'raft_small'):
         raise EstimatorError(f'{path} holds RAFT {"small" if small else "large"}, not {name}')
 
-    def predict(frames: Tensor, iterations: int, initial_flow: Tensor | None) -> FlowOutput:
-        output: FlowOutput = network(frames[:, -2], frames[:, -1], iterations, initial_flow)
+    def predict(
+        frames: Tensor, iterations: int, initial_flow: Tensor | None, hypotheses: Tensor | None
+    ) -> FlowOutput:
+        output: FlowOutput = network(
+            frames[:, -2], frames[:, -1], iterations, initial_flow, hypotheses
+        )
         return output
 
-    defaults = TINY_DEFAULTS if name == 'raft_tiny' else {}
+    defaults = tiny_defaults(network) if name == 'raft_tiny' else {}
     return NetworkEstimator(
         name, network, predict, revision_of(path), device=device, **{**defaults, **options}
     )

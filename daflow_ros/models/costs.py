@@ -110,8 +110,17 @@ def model_costs(
         size = [-(-side // model.multiple) * model.multiple for side in (height, width)]
         images = torch.empty(1, num_frames, 3, *size, dtype=dtype)
 
+        count = model.raft.config.num_hypotheses
+        hypotheses = torch.empty(1, count + 1, 2, *size) if count else None
+
     def run(steps: int) -> object:
-        return model(images, iterations, diffusion_steps=steps, last_pair_only=True)
+        return model(
+            images,
+            iterations,
+            diffusion_steps=steps,
+            last_pair_only=True,
+            hypotheses=hypotheses,
+        )
 
     parameters = {
         name: sum(t.numel() for t in part.state_dict().values())

@@ -120,8 +120,9 @@ class DAFlow(ModelMixin, ConfigMixin):
                 f'tokens lie at H/{token_stride}: the finest of head_scales must be'
                 f' {token_stride / 8:g} to reach H/8, not {max(head_scales)}'
             )
+        raft = raft_config or {}
         #: Height and width must be multiples of this.
-        self.multiple = math.lcm(8, token_stride)
+        self.multiple = math.lcm(16 if raft.get('num_hypotheses') else 8, token_stride)
         self.taps = tuple(taps)
         width = self.transformer.width
         self.null_text = nn.Parameter(torch.zeros(1, text_tokens, config.joint_attention_dim))
@@ -133,7 +134,7 @@ class DAFlow(ModelMixin, ConfigMixin):
         self.dpt_query = head(zero_output=True)
         self.dpt_key = head(zero_output=False)
         self.dpt_context = head(zero_output=False)
-        self.raft = RAFT(**{**(raft_config or {}), 'extra_context_dim': feature_channels})
+        self.raft = RAFT(**{**raft, 'extra_context_dim': feature_channels})
         self.zero_context_columns()
         self._noise: dict[tuple[Any, ...], torch.Tensor] = {}
 
@@ -290,6 +291,7 @@ class DAFlow(ModelMixin, ConfigMixin):
         diffusion_steps: int = 1,
         noise: torch.Tensor | None = None,
         last_pair_only: bool = False,
+        hypotheses: torch.Tensor | None = None,
     ) -> FlowOutput:
         """Flow of every successive pair of each clip.
 
@@ -300,13 +302,14 @@ class DAFlow(ModelMixin, ConfigMixin):
             diffusion_steps: 1 (from pure noise) to 50.
             noise: (B F, C, h, w) of the latent; None for the fixed noise.
             last_pair_only: only the pair of the last two frames; B takes the place of B (F - 1).
+            hypotheses: (B (F - 1), K + 1, 2, H, W) px, where the RAFT fuses some (`RAFT.refine`).
 
         Raises:
             ValueError: a size that is not a multiple of `multiple`, or fewer than two frames.
         """
         if images.ndim != 5 or images.shape[2] != 3 or images.shape[1] < 2:
             raise ValueError(f'images must be (B, F >= 2, 3, H, W), not {tuple(images.shape)}')
-        batch, frames = images.shape[:2]
+        frames = images.shape[1]
         if images.shape[-2] % self.multiple or images.shape[-1] % self.multiple:
             raise ValueError(
                 f'height and width {tuple(images.shape[-2:])} must be multiples of {self.multiple}'
@@ -323,19 +326,12 @@ class DAFlow(ModelMixin, ConfigMixin):
 
         queries = [first(q) for q in features.queries]
         keys = [second(k) for k in features.keys]
-        fmaps = self.raft.encode_features(images[:, start:].flatten(0, 1))
-        fmaps = fmaps.unflatten(0, (batch, frames - start))
-        fmap1, fmap2 = fmaps[:, :-1].flatten(0, 1), fmaps[:, 1:].flatten(0, 1)
-        net, inp = self.raft.encode_context(first(images))
+        pair = self.raft.encode(images[:, start:])
         context = self.dpt_context(queries, features.grid)
-        return self.raft.refine(
-            torch.cat([fmap1, self.dpt_query(queries, features.grid)], dim=1),
-            torch.cat([fmap2, self.dpt_key(keys, features.grid)], dim=1),
-            net,
-            torch.cat([inp, context.relu()], dim=1),
-            iterations,
-            initial_flow,
-        )
+        pair.fmap1 = torch.cat([pair.fmap1, self.dpt_query(queries, features.grid)], dim=1)
+        pair.fmap2 = torch.cat([pair.fmap2, self.dpt_key(keys, features.grid)], dim=1)
+        pair.inp = torch.cat([pair.inp, context.relu()], dim=1)
+        return self.raft.refine(pair, iterations, initial_flow, hypotheses)
 
 
 DAFLOW_TINY: dict[str, Any] = {
@@ -345,7 +341,7 @@ DAFLOW_TINY: dict[str, Any] = {
         'sample_size': 320,
         'patch_size': 4,
         'in_channels': 192,
-        'num_layers': 6,
+        'num_layers': 4,
         'num_attention_heads': 2,
         'attention_head_dim': 64,
         'joint_attention_dim': 64,
@@ -359,8 +355,8 @@ DAFLOW_TINY: dict[str, Any] = {
     'raft_config': RAFT_TINY,
     'unshuffle_factor': 8,
     # Layer 0's queries and keys are those of the noise alone: nothing to tap.
-    'taps': (2, 3, 4, 5),
-    'head_scales': (1, 1, 2, 4),
+    'taps': (1, 2, 3),
+    'head_scales': (1, 2, 4),
     'text_tokens': 4,
     'head_channels': 48,
     'feature_channels': 48,

@@ -6,7 +6,7 @@ flow, ConvNeXt blocks replace the GRU, and a head predicts a mixture of two Lapl
 of the error (its section 3.2), from which the confidence comes.
 
 Shapes: images ``(B, 3, H, W)`` in [-1, 1] with H and W divisible by 8; flow ``(B, 2, H, W)`` px.
-Encoders, motion encoder, correlation and upsampling are those of RAFT (`raft.py`); `load_sea_raft`
+Encoders, motion encoder, correlation and upsampling are those of RAFT; `load_sea_raft`
 renames the parameters of the official checkpoints (princeton-vl/SEA-RAFT, pth or safetensors).
 """
 
@@ -23,15 +23,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from daflow_ros.models.raft import (
-    CorrelationPyramid,
-    Encoder,
-    FlowOutput,
-    MotionEncoder,
-    convex_upsample,
-    coords_grid,
-)
+from daflow_ros.models.correlation import CorrelationPyramid, coords_grid
+from daflow_ros.models.encoder import Encoder
+from daflow_ros.models.raft import FlowOutput, convex_upsample
 from daflow_ros.models.raft_checkpoints import load_state, read_state_dict
+from daflow_ros.models.update import MotionEncoder
 
 DEPTHS = {'resnet18': (2, 2, 2), 'resnet34': (3, 4, 6)}
 
@@ -188,7 +184,7 @@ class SEARAFT(ModelMixin, ConfigMixin):
             flow = flow + update[:, :2].float()
             flows.append(flow)
         mask = 0.25 * self.upsample_weight(net)
-        laplace = convex_upsample(update[:, 2:], mask, scale=1.0)
+        laplace = convex_upsample(update[:, 2:], mask, magnitude=1)
         return FlowOutput(convex_upsample(flow, mask), flows, laplace)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from daflow_ros.models.raft import FlowOutput
 
 #: frames (B, F, 3, H, W) in [-1, 1], iterations, start (B, 2, H/8, W/8) or None -> one pair each.
-Predict = Callable[[Tensor, int, Tensor | None], FlowOutput]
+Predict = Callable[[Tensor, int, Tensor | None, Tensor | None], FlowOutput]
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -56,6 +56,7 @@ def predict_tiled(
     frames: Tensor,
     iterations: int,
     initial_flow: Tensor | None,
+    hypotheses: Tensor | None,
     pixel_budget: int,
     multiple: int,
     overlap: int = 128,
@@ -68,6 +69,7 @@ def predict_tiled(
         frames: ``(B, F, 3, H, W)``, H and W multiples of ``multiple``.
         iterations: refinement iterations.
         initial_flow: ``(B, 2, H/8, W/8)`` or None.
+        hypotheses: ``(B, K + 1, 2, H, W)`` or None.
         pixel_budget: px of a tile at most.
         multiple: what a tile's sides have to divide by.
         overlap: px that neighbours share at least.
@@ -81,7 +83,7 @@ def predict_tiled(
     """
     height, width = frames.shape[-2:]
     if height * width <= pixel_budget and max(height, width) <= max_side:
-        return predict(frames, iterations, initial_flow)
+        return predict(frames, iterations, initial_flow, hypotheses)
     # As square as the image allows: a side that is short already is kept whole.
     side = min(math.isqrt(pixel_budget), max_side) // multiple * multiple
     tile_h = min(height, side)
@@ -102,7 +104,8 @@ def predict_tiled(
             if initial_flow is not None:
                 low_rows = slice(top // 8, (top + tile_h) // 8)
                 start = initial_flow[..., low_rows, left // 8 : (left + tile_w) // 8]
-            out = predict(frames[..., rows, columns], iterations, start)
+            others = None if hypotheses is None else hypotheses[..., rows, columns]
+            out = predict(frames[..., rows, columns], iterations, start, others)
             weight = _ramp(top, tile_h, height, overlap)[:, None] * _ramp(
                 left, tile_w, width, overlap
             )

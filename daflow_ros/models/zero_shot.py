@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from daflow_ros.models.correlation import coords_grid
 from daflow_ros.models.daflow import DAFlow
-from daflow_ros.models.raft import FlowOutput, coords_grid
+from daflow_ros.models.raft import FlowOutput
 
 
 def match(query: Tensor, key: Tensor, grid: tuple[int, int], radius: int = 2) -> Tensor:

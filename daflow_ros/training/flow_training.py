@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from daflow_ros.estimators import load_estimator
 from daflow_ros.models.raft import FlowOutput
+from daflow_ros.training.clip_store import StoredClips
 from daflow_ros.training.losses import laplace_nll, matching_loss, sequence_loss
-from daflow_ros.training.networks import build_network, predict
+from daflow_ros.training.networks import build_network, clip_hypotheses, predict, raft_of
 from daflow_ros.training.scenes import Clip, SceneGenerator
 from daflow_ros.training.textures import TextureBank
 from daflow_ros.training.video_clips import VideoClips
@@ -42,6 +43,8 @@ class FlowTrainingConfig:
         start: folder whose weights start the run (a RAFT also starts a DA-Flow), or None.
         backbone: folder of a DA-Flow whose transformer is taken over, after ``start``, or None.
         imagery: folder of photographs (``daflow imagery``), or None for procedural textures.
+        clips: folder of degraded clips that ``daflow train clips`` wrote, or None to draw them
+            while training; ``imagery``, ``reach``, ``degraded`` and ``reuse`` then have no part.
         video: folder of clean recordings to train on instead of generated scenes, or None.
         teacher, teacher_weights: estimator that gives the flow of such video.
         frames: of a clip; the flow of its last pair is trained.
@@ -70,6 +73,7 @@ class FlowTrainingConfig:
     start: str | None = None
     backbone: str | None = None
     imagery: str | None = None
+    clips: str | None = None
     video: str | None = None
     teacher: str = 'sea_raft_m'
     teacher_weights: str | None = None
@@ -176,8 +180,7 @@ class FlowTrainer:
         device = self.accelerator.device
         torch.manual_seed(config.seed)
         self.network = build_network(config.model, config.start, config.backbone).to(device)
-        # A seventh faster on CPUs, and what tensor cores want.
-        self.network.to(memory_format=torch.channels_last)
+        self.fuses = raft_of(self.network).fusion is not None
         self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
         backbone: list[Tensor] = []
         other: list[Tensor] = []
@@ -197,7 +200,12 @@ class FlowTrainer:
             groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
         )
         self.model, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
-        self.scenes = clip_source(config, device)
+        self.stored: StoredClips | None = None
+        if config.clips is not None:
+            rank, world = self.accelerator.process_index, self.accelerator.num_processes
+            self.stored = StoredClips(config.clips, rank, world)
+        else:
+            self.scenes = clip_source(config, device)
         self.generator = torch.Generator(device=device)
         self.generator.manual_seed(config.seed + 7919 * self.accelerator.process_index)
         self.step = 0
@@ -251,6 +259,9 @@ class FlowTrainer:
         self.averaged.save_pretrained(self.folder / 'model')
 
     def _batch(self) -> Clip:
+        if self.stored is not None:
+            clip = self.stored.batch(self.step, self.config.batch, self.generator.device)
+            return flip(clip, self.generator)
         if self.clip is None or self.step % self.config.reuse == 0:
             self.clip = self.scenes(self.config.batch, self.generator)
         return flip(self.clip, self.generator)
@@ -258,7 +269,9 @@ class FlowTrainer:
     def loss(self, clip: Clip) -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch, and the figures that are logged."""
         config = self.config
-        frames = degrade_batch(clip, config.degraded, self.generator)
+        frames = clip.frames
+        if self.stored is None:
+            frames = degrade_batch(clip, config.degraded, self.generator)
         flow = clip.flow[:, -1]
         valid = (flow.norm(dim=1, keepdim=True) < 400).float()
         start = None
@@ -267,7 +280,12 @@ class FlowTrainer:
             start = warm_start(flow, self.generator)
         with self.accelerator.autocast():
             output: FlowOutput = predict(
-                self.model, 2 * frames - 1, config.iterations, start, self.generator
+                self.model,
+                2 * frames - 1,
+                config.iterations,
+                start,
+                self.generator,
+                clip_hypotheses(frames) if self.fuses else None,
             )
         loss, error = sequence_loss(output, flow, valid)
         figures = {'sequence': float(loss.detach()), 'epe': float(error.mean())}

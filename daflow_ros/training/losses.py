@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daflow_ros.models.raft import FlowOutput, coords_grid
+from daflow_ros.models.correlation import coords_grid
+from daflow_ros.models.raft import FlowOutput
 
 
 def sequence_loss(
@@ -17,7 +18,7 @@ def sequence_loss(
 ) -> tuple[Tensor, Tensor]:
     """RAFT's loss, sum of gamma^(M - i) |f_i - f*|_1 over the iterations (DA-Flow section 3.4).
 
-    All but the last prediction are compared at 1/8 resolution, where they live: upsampling each
+    All but the last prediction are compared at the resolution where they live: upsampling each
     would cost more than the update itself.
 
     Args:
@@ -27,13 +28,20 @@ def sequence_loss(
     Returns:
         The loss in px, and the end-point error ``(B, H, W)`` of the last prediction.
     """
-    weight = F.avg_pool2d(valid, 8)
-    low = F.avg_pool2d(flow * valid, 8) / weight.clamp(min=1e-3)
-    weight = (weight > 0.5).float()
-    last = len(output.flows_low) - 1
+    stages = [(8, low) for low in output.flows_low]
+    stages += [(4, fine) for fine in output.flows_quarter]
+    # Without a fusion the last prediction at 1/8 is the one that is compared at full size; with
+    # one it is the last round's.
+    last = len(stages) - 1
     loss = flow.new_zeros(())
-    for i, prediction in enumerate(output.flows_low[:-1]):
-        error = (8 * prediction - low).abs() * weight
+    truths: dict[int, tuple[Tensor, Tensor]] = {}
+    for i, (factor, prediction) in enumerate(stages[:-1]):
+        if factor not in truths:
+            share = F.avg_pool2d(valid, factor)
+            low = F.avg_pool2d(flow * valid, factor) / share.clamp(min=1e-3)
+            truths[factor] = low, (share > 0.5).float()
+        low, weight = truths[factor]
+        error = (factor * prediction - low).abs() * weight
         loss = loss + gamma ** (last - i) * error.sum() / (2 * weight.sum().clamp(min=1))
     error = output.flow - flow
     loss = loss + (error.abs() * valid).sum() / (2 * valid.sum().clamp(min=1))

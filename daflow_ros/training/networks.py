@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from daflow_ros.flow.hypotheses import dis_hypotheses
 from daflow_ros.models.daflow import DAFLOW_TINY, DAFlow
 from daflow_ros.models.raft import RAFT, RAFT_TINY, FlowOutput
 
@@ -75,6 +77,7 @@ def predict(
     iterations: int,
     initial_flow: Tensor | None,
     generator: torch.Generator,
+    hypotheses: Tensor | None = None,
 ) -> FlowOutput:
     """Flow of the last pair of each clip ``(B, F, 3, H, W)`` in [-1, 1].
 
@@ -97,7 +100,25 @@ def predict(
             initial_flow=initial_flow,
             noise=noise,
             last_pair_only=True,
+            hypotheses=hypotheses,
         )
     else:
-        output = model(frames[:, -2], frames[:, -1], iterations, initial_flow)
+        output = model(frames[:, -2], frames[:, -1], iterations, initial_flow, hypotheses)
     return output
+
+
+def raft_of(network: RAFT | DAFlow) -> RAFT:
+    """The RAFT that a network is or holds."""
+    return network.raft if isinstance(network, DAFlow) else network
+
+
+def clip_hypotheses(frames: Tensor) -> Tensor:
+    """Classical hypotheses of the last pairs, ``(B, K + 1, 2, H, W)`` px.
+
+    Args:
+        frames: ``(B, F, 3, H, W)`` in [0, 1], degraded; matched on the CPU.
+    """
+    levels = (frames[:, -2:] * 255).round().clamp(0, 255).to(torch.uint8)
+    pairs = levels.permute(0, 1, 3, 4, 2).contiguous().cpu().numpy()
+    flows = torch.from_numpy(np.stack([dis_hypotheses(*pair) for pair in pairs]))
+    return flows.permute(0, 1, 4, 2, 3).to(frames.device)

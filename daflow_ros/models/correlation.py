@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All-pairs correlation of two feature maps, and what is read off it (RAFT, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def coords_grid(batch: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Pixel coordinates ``(B, 2, h, w)``, x first, float32."""
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device), torch.arange(width, device=device), indexing='ij'
+    )
+    return torch.stack([x, y]).float()[None].expand(batch, -1, -1, -1)
+
+
+class CorrelationPyramid:
+    """All-pairs correlation, average-pooled over the second image (RAFT section 3.2).
+
+    Args:
+        fmap1: ``(B, C, h, w)``.
+        fmap2: ``(B, C, h, w)``.
+        levels: pyramid levels; radius: lookup radius in px of each level.
+        scale: factor of the inner product; 1/sqrt(C) in RAFT.
+    """
+
+    def __init__(
+        self, fmap1: Tensor, fmap2: Tensor, levels: int, radius: int, scale: float
+    ) -> None:
+        b, _, h, w = fmap1.shape
+        self.shape = (b, h, w)
+        self.radius = radius
+        # In full precision, as the official code: rounding would cost sub-pixel accuracy.
+        fmap2 = fmap2.float()
+        query = fmap1.float().flatten(2).transpose(1, 2) * scale
+        # Costs are counted on the meta device, which knows no autocast.
+        device = 'cpu' if query.is_meta else query.device.type
+        self.pyramid: list[Tensor] = []
+        for level in range(levels):
+            # The mean of correlations is the correlation with the mean: pooling the features is
+            # RAFT's pooled volume at a fraction of its memory traffic. Small images run out of
+            # cells: repeat the last level rather than fail.
+            if level and min(fmap2.shape[-2:]) >= 2:
+                fmap2 = F.avg_pool2d(fmap2, 2, stride=2)
+            with torch.autocast(device, enabled=False):
+                volume = torch.matmul(query, fmap2.flatten(2))
+            if level == 0:
+                self.volume = volume  # (B, hw, hw)
+            self.pyramid.append(volume.reshape(b * h * w, 1, *fmap2.shape[-2:]))
+        r = torch.arange(-radius, radius + 1, device=fmap1.device, dtype=torch.float32)
+        # The official code adds (dy, dx) to (x, y): the channel order is part of the weights.
+        dy, dx = torch.meshgrid(r, r, indexing='ij')
+        self.delta = torch.stack([dy, dx], dim=-1)
+
+    def window(self, centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Finest correlation about ``centre`` (B, 2, h, w), and its soft-argmax.
+
+        Returns:
+            ``(B, (2r+1)^2, h, w)``, and the offset ``(B, 2, h, w)`` from the centre in cells.
+        """
+        found = self.lookup(centre, levels=1)
+        share = found.softmax(dim=1).permute(0, 2, 3, 1)
+        return found, (share @ self.delta.reshape(-1, 2)).permute(0, 3, 1, 2)
+
+    def log_probability(self, coords: Tensor) -> Tensor:
+        """Log of the softmax of the finest correlation at ``coords`` (B, K, 2, h, w).
+
+        Returns:
+            ``(B, K, h, w)``, how likely the features hold it that a cell goes there.
+        """
+        b, h, w = self.shape
+        k = coords.shape[1]
+        scale = coords.new_tensor([2.0 / max(w - 1, 1), 2.0 / max(h - 1, 1)])
+        grid = coords.permute(0, 3, 4, 1, 2).reshape(b * h * w, 1, k, 2) * scale - 1
+        found = F.grid_sample(self.pyramid[0], grid, align_corners=True)
+        found = found.reshape(b, h * w, k) - self.volume.logsumexp(dim=-1, keepdim=True)
+        return found.transpose(1, 2).reshape(b, k, h, w)
+
+    def lookup(
+        self, coords: Tensor, displacement: bool = False, levels: int | None = None
+    ) -> Tensor:
+        """Correlation ``(B, levels * (2r+1)^2, h, w)`` around ``coords`` (B, 2, h, w) px.
+
+        Args:
+            coords: where each cell of the first image looks in the second.
+            displacement: append the soft-argmax of each level's window, ``2 * levels`` channels
+                in cells of that level.
+            levels: only so many of the finest levels.
+        """
+        b, h, w = self.shape
+        centre = coords.permute(0, 2, 3, 1).reshape(b * h * w, 1, 1, 2)
+        offsets = self.delta.reshape(-1, 2)
+        out, peaks = [], []
+        for i, maps in enumerate(self.pyramid[:levels]):
+            hh, ww = maps.shape[-2:]
+            xy = centre / 2**i + self.delta
+            # max() guards one-cell maps, where RAFT's normalisation divides by zero.
+            grid = xy * torch.tensor(
+                [2.0 / max(ww - 1, 1), 2.0 / max(hh - 1, 1)], device=xy.device
+            ) - 1.0
+            sampled = F.grid_sample(maps, grid, align_corners=True).reshape(b, h, w, -1)
+            out.append(sampled)
+            if displacement:
+                peaks.append(sampled.softmax(dim=-1) @ offsets)
+        return torch.cat(out + peaks, dim=-1).permute(0, 3, 1, 2).contiguous()
