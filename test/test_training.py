@@ -170,3 +170,40 @@ def test_paper_recipe_on_video_with_a_teacher(tmp_path):
     with pytest.raises(FileNotFoundError, match='no recording with'):
         videos = str(tmp_path / 'videos')
         FlowTrainer(config(tmp_path / 'other', video=videos, teacher='dis', size=96))
+
+
+def test_stored_clips_are_those_of_the_generator_and_train(tmp_path):
+    from daflow_ros.training.clip_store import SHARD, StoredClips, write_clips
+
+    write_clips(tmp_path / 'clips', None, 1, size=64, seed=3)
+    [shard] = (tmp_path / 'clips').glob('*.npz')
+    written = shard.stat().st_mtime_ns
+    write_clips(tmp_path / 'clips', None, 1, size=64, seed=3)  # what is there is kept
+    assert shard.stat().st_mtime_ns == written
+    write_clips(tmp_path / 'again', None, 1, size=64, seed=3)
+    stored = StoredClips(tmp_path / 'clips')
+    clip = stored.batch(1, 8, torch.device('cpu'))
+    again = StoredClips(tmp_path / 'again').batch(1, 8, torch.device('cpu'))
+    assert clip.frames.shape == (8, 2, 3, 64, 64) and clip.flow.shape == (8, 1, 2, 64, 64)
+    assert torch.equal(clip.frames, again.frames) and torch.equal(clip.flow, again.flow)
+    assert clip.occluded.shape == (8, 1, 1, 64, 64) and clip.occluded.any()
+    later = stored.batch(1 + SHARD // 8, 8, torch.device('cpu'))  # one shard: around again
+    assert torch.equal(later.frames, clip.frames)
+    # The flow belongs to the frames: more of them agree along it than against it.
+    whole = stored.batch(0, SHARD, torch.device('cpu'))
+    axis = torch.linspace(-1, 1, 64)
+    y, x = torch.meshgrid(axis, axis, indexing='ij')
+
+    def mismatch(sign):
+        grid = sign * whole.flow[:, 0].permute(0, 2, 3, 1) * (2 / 63) + torch.stack([x, y], -1)
+        found = torch.nn.functional.grid_sample(whole.frames[:, 1], grid, align_corners=True)
+        return ((found - whole.frames[:, 0]).abs() * ~whole.occluded[:, 0]).mean(dim=(1, 2, 3))
+
+    assert float((mismatch(1) < mismatch(-1)).float().mean()) > 0.8
+    settings = config(tmp_path / 'run', clips=str(tmp_path / 'clips'), batch=2, steps=2)
+    FlowTrainer(settings).run()
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / 'run'))
+    with pytest.raises(FileNotFoundError, match='daflow clips'):
+        StoredClips(tmp_path)
+    with pytest.raises(ValueError, match='larger than a shard'):
+        stored.batch(0, 64, torch.device('cpu'))

@@ -75,7 +75,7 @@ class StoredClips:
     def __init__(self, folder: str | Path, rank: int = 0, world: int = 1) -> None:
         self.paths = sorted(Path(folder).glob('*.npz'), key=lambda path: path.stem[::-1])
         if not self.paths:
-            raise FileNotFoundError(f'{folder}: no clips (`daflow train clips` writes them)')
+            raise FileNotFoundError(f'{folder}: no clips (`daflow clips` writes them)')
         self.rank, self.world = rank, world
         self._held: tuple[int, dict[str, np.ndarray]] | None = None
 

@@ -43,7 +43,7 @@ class FlowTrainingConfig:
         start: folder whose weights start the run (a RAFT also starts a DA-Flow), or None.
         backbone: folder of a DA-Flow whose transformer is taken over, after ``start``, or None.
         imagery: folder of photographs (``daflow imagery``), or None for procedural textures.
-        clips: folder of degraded clips that ``daflow train clips`` wrote, or None to draw them
+        clips: folder of degraded clips that ``daflow clips`` wrote, or None to draw them
             while training; ``imagery``, ``reach``, ``degraded`` and ``reuse`` then have no part.
         video: folder of clean recordings to train on instead of generated scenes, or None.
         teacher, teacher_weights: estimator that gives the flow of such video.
