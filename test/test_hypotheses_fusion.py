@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from daflow_ros import load_estimator
 from daflow_ros.flow.hypotheses import HYPOTHESES, dis_hypotheses, even_contrast
 from daflow_ros.models.correlation import CorrelationPyramid
 from daflow_ros.models.fusion import (
@@ -47,10 +48,17 @@ def test_even_contrast_undoes_a_veil():
     assert np.ptp(even_contrast(plain)) == 0
 
 
-def test_images_too_small_for_dis_are_refused_and_small_ones_are_not_shrunk():
-    with pytest.raises(ValueError, match='32 px'):
-        dis_hypotheses(*[np.zeros((31, 64, 3), np.uint8)] * 2)
-    assert np.isfinite(dis_hypotheses(*[np.zeros((32, 40, 3), np.uint8)] * 2)).all()
+@pytest.mark.parametrize('size', [(16, 16), (20, 90), (32, 40), (32, 2000)])
+def test_images_of_any_size_are_matched(size):
+    flows = dis_hypotheses(*moved(*size, dx=1, dy=0))
+    assert flows.shape == (len(HYPOTHESES) + 1, *size, 2) and np.isfinite(flows).all()
+    assert np.abs(np.median(flows[0], axis=(0, 1)) - [1, 0]).max() < 0.5
+
+
+def test_shipped_models_take_the_smallest_images():
+    for name in ('raft_tiny', 'daflow_tiny'):
+        estimate = load_estimator(name, device='cpu').estimate(*moved(16, 16, dx=1, dy=0))
+        assert estimate.flow.shape == (16, 16, 2) and np.isfinite(estimate.flow).all()
 
 
 def test_warp_and_local_correlation_against_plain_loops():

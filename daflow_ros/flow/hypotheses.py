@@ -11,7 +11,6 @@ section 5).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cv2
@@ -46,8 +45,8 @@ HYPOTHESES: tuple[Preparation, ...] = (
 SMALLEST = 32
 
 
-@lru_cache(maxsize=8)
 def _dis(alpha: float, iterations: int) -> Any:
+    # A new one each time: it keeps buffers between calls, which threads must not share.
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     dis.setFinestScale(0)
     dis.setVariationalRefinementAlpha(alpha)
@@ -93,24 +92,28 @@ def dis_hypotheses(
     """DIS flow under several preparations of the images, and the flow back.
 
     Args:
-        image1, image2: uint8 ``(H, W, 3)`` RGB of one size, at least 32 px a side.
+        image1, image2: uint8 ``(H, W, 3)`` RGB of one size; below 32 px a side they are padded by
+            their border.
         hypotheses: a factor that would leave less than 32 px is lowered.
 
     Returns:
         float32 ``(K + 1, H, W, 2)``, px at full size: the K hypotheses, and the flow from
         ``image2`` to ``image1`` under the last preparation (the cheapest), for a
         forward-backward check of all.
-
-    Raises:
-        ValueError: images of less than 32 px a side.
     """
     height, width = image1.shape[:2]
-    if min(height, width) < SMALLEST:
-        raise ValueError(f'images of {width}x{height}: DIS needs {SMALLEST} px a side')
+    bottom, right = max(0, SMALLEST - height), max(0, SMALLEST - width)
     first, second = (
-        np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8) for image in (image1, image2)
+        np.asarray(
+            cv2.copyMakeBorder(
+                cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), 0, bottom, 0, right, cv2.BORDER_REPLICATE
+            ),
+            np.uint8,
+        )
+        for image in (image1, image2)
     )
     flows = [_match(first, second, how) for how in hypotheses]
     flows.append(_match(second, first, hypotheses[-1]))
     # A plain pair can leave DIS without an answer.
-    return np.nan_to_num(np.stack(flows), copy=False, posinf=0.0, neginf=0.0)
+    found = np.nan_to_num(np.stack(flows), copy=False, posinf=0.0, neginf=0.0)
+    return np.ascontiguousarray(found[:, :height, :width])

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from daflow_ros.models.raft import FlowOutput
 
-#: frames (B, F, 3, H, W) in [-1, 1], iterations, start (B, 2, H/8, W/8) or None -> one pair each.
+#: frames (B, F, 3, H, W) in [-1, 1], iterations, start (B, 2, H/8, W/8) or None, hypotheses
+#: (B, K + 1, 2, H, W) or None -> one pair each.
 Predict = Callable[[Tensor, int, Tensor | None, Tensor | None], FlowOutput]
 
 
