@@ -80,7 +80,8 @@ def test_untrained_it_is_the_raft_it_was_built_on(config, raft_config):
     x = images(frames=3)
     height, width = x.shape[-2:]
     count = raft_config.get('num_hypotheses', 0)
-    others = torch.randn(2 * len(x), count + 1, 2, height, width) if count else None
+    count += raft_config.get('num_backward', 0)
+    others = torch.randn(2 * len(x), count, 2, height, width) if count else None
     ours = model(x, 3, hypotheses=others)
     reference = raft(x[:, :2].flatten(0, 1), x[:, 1:].flatten(0, 1), 3, None, others)
     assert reference.flow.abs().max() > 0.01
@@ -100,7 +101,7 @@ def test_fusion_can_learn_away_from_the_start():
     x = images(height=64, width=64)
     for _ in range(2):
         optimiser.zero_grad()
-        out = model(x, 2, hypotheses=torch.zeros(len(x), 4, 2, 64, 64))
+        out = model(x, 2, hypotheses=torch.zeros(len(x), 7, 2, 64, 64))
         loss = sum((f - 1).abs().mean() for f in out.flows_low[1:])
         (loss + out.laplace.square().mean()).backward()
         optimiser.step()
@@ -347,14 +348,14 @@ def test_three_frames_come_from_successive_calls(folder, tmp_path):
 
     model = DAFlow.from_pretrained(folder).eval()
     model.dpt_query.output.weight.normal_(0, 0.1)  # at zero, features would not show in the flow
-    model.raft.fusion.gain.copy_(torch.tensor([10.0, 0.0]))  # nor where they have no say
+    model.raft.fusion.head.bias[0] = 50.0  # nor where hypotheses are chosen instead
     model.save_pretrained(tmp_path)
     rng = np.random.default_rng(5)
     images = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(4)]
 
     def expected(*indices):
         clip = torch.from_numpy(np.stack([images[i] for i in indices])).permute(0, 3, 1, 2)
-        others = clip_hypotheses(clip[None] / 255)
+        others = clip_hypotheses(clip[None] / 127.5 - 1)
         frames = (clip.float() / 127.5 - 1)[None]
         flow = model(frames, 2, last_pair_only=True, hypotheses=others).flow
         return flow[0].permute(1, 2, 0).numpy()
@@ -401,7 +402,7 @@ def test_save_and_load_keep_the_flow(folder, tmp_path):
 
     model = DAFlow.from_pretrained(folder).eval()
     x = images(height=64, width=64)
-    others = torch.randn(len(x), 4, 2, 64, 64)
+    others = torch.randn(len(x), 7, 2, 64, 64)
     expected = model(x, 2, hypotheses=others).flow
     torch.testing.assert_close(load_daflow(folder)(x, 2, hypotheses=others).flow, expected)
     assert json.loads((folder / 'config.json').read_text())['taps'] == list(DAFLOW_TINY['taps'])

@@ -264,7 +264,7 @@ def test_random_degradation_mixes():
     assert mixed.shape == batch.shape and mixed.min() >= 0 and mixed.max() <= 1
     error = (mixed - batch).square().mean((1, 2, 3, 4))
     untouched = (error == 0).float().mean().item()
-    assert 0.04 < untouched < 0.2  # half of the clean fifth
+    assert 0.08 < untouched < 0.24  # a seventh
     assert (error < 3e-3).float().mean() > 0.15 and (error > 0.01).float().mean() > 0.3
     again = random_degradation(batch[:8], torch.Generator().manual_seed(2))
     other = random_degradation(batch[:8], torch.Generator().manual_seed(3))

@@ -158,6 +158,9 @@ def test_confidence_is_the_probability_of_a_small_error():
     assert float(laplace_confidence(raw)) == pytest.approx(1 - np.exp(-3), rel=1e-4)
     raw = torch.tensor([50.0, -50.0, np.log(30.0)]).reshape(1, 3, 1, 1)
     assert float(laplace_confidence(raw)) == pytest.approx(1 - np.exp(-0.1), rel=1e-4)
+    free = torch.tensor([0.0, 0.0, np.log(0.5), np.log(2.0)]).reshape(1, 4, 1, 1)
+    expected = 1 - (np.exp(-6) + np.exp(-1.5)) / 2
+    assert float(laplace_confidence(free)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_table_has_licence_and_source_for_every_model():

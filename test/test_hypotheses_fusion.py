@@ -7,16 +7,20 @@ import pytest
 import torch
 
 from daflow_ros import load_estimator
-from daflow_ros.flow.hypotheses import HYPOTHESES, dis_hypotheses, even_contrast
+from daflow_ros.flow.hypotheses import BACKWARD, HYPOTHESES, dis_hypotheses, even_contrast
 from daflow_ros.models.correlation import CorrelationPyramid
-from daflow_ros.models.fusion import (
-    FlowFusion,
-    UNet,
+from daflow_ros.models.cues import (
     forward_backward_error,
-    local_correlation,
+    hypothesis_cues,
+    mismatch,
+    opening,
     warp,
 )
-from daflow_ros.models.raft import RAFT, RAFT_TINY, convex_upsample
+from daflow_ros.models.fusion import FlowFusion, local_correlation
+from daflow_ros.models.raft import RAFT, RAFT_TINY
+from daflow_ros.models.selector import HypothesisSelector
+from daflow_ros.models.unet import UNet
+from daflow_ros.models.upsampling import convex_upsample
 
 
 def moved(height=160, width=200, dx=6, dy=-3):
@@ -30,12 +34,25 @@ def moved(height=160, width=200, dx=6, dy=-3):
 
 def test_every_hypothesis_finds_a_shift_at_its_scale():
     flows = dis_hypotheses(*moved())
-    assert flows.shape == (len(HYPOTHESES) + 1, 160, 200, 2) and flows.dtype == np.float32
+    assert flows.shape == (len(HYPOTHESES) + len(BACKWARD), 160, 200, 2)
+    assert flows.dtype == np.float32
     for flow, how in zip(flows, HYPOTHESES, strict=False):
         inner = flow[30:-30, 30:-30]
         assert np.abs(np.median(inner, axis=(0, 1)) - [6, -3]).max() < 0.25 * how.factor
-    back = np.median(flows[-1][30:-30, 30:-30], axis=(0, 1))
-    assert np.abs(back - [-6, 3]).max() < 1
+    for flow in flows[len(HYPOTHESES) :]:
+        back = np.median(flow[30:-30, 30:-30], axis=(0, 1))
+        assert np.abs(back - [-6, 3]).max() < 1
+
+
+def test_opening_sees_through_falling_snow():
+    first, second = moved(dx=4, dy=1)
+    first, second = (np.uint8(0.2 * image + 100) for image in (first, second))  # veiled
+    for y, x in np.random.default_rng(1).integers(3, 150, (300, 2)):  # all fall by 7 px
+        first[y : y + 4, x : x + 4] = 230
+        second[y + 7 : y + 11, x : x + 4] = 230
+    flows = dis_hypotheses(first, second)
+    errors = np.abs(flows[:, 30:-30, 30:-30] - [4, 1]).sum(axis=-1).mean(axis=(1, 2))
+    assert errors[2] < 0.5 * errors[3]  # the same preparation without the opening
 
 
 def test_even_contrast_undoes_a_veil():
@@ -51,7 +68,7 @@ def test_even_contrast_undoes_a_veil():
 @pytest.mark.parametrize('size', [(16, 16), (20, 90), (32, 40), (32, 2000)])
 def test_images_of_any_size_are_matched(size):
     flows = dis_hypotheses(*moved(*size, dx=1, dy=0))
-    assert flows.shape == (len(HYPOTHESES) + 1, *size, 2) and np.isfinite(flows).all()
+    assert flows.shape == (len(HYPOTHESES) + len(BACKWARD), *size, 2) and np.isfinite(flows).all()
     assert np.abs(np.median(flows[0], axis=(0, 1)) - [1, 0]).max() < 0.5
 
 
@@ -79,33 +96,36 @@ def test_warp_and_local_correlation_against_plain_loops():
                 assert float(volume[0, index, y, x]) == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_untrained_fusion_prefers_the_first_hypothesis_and_listens_to_evidence():
+def test_untrained_fusion_mixes_by_the_prior():
     torch.manual_seed(0)
     fusion = FlowFusion(8, 4, 2)
+    with torch.no_grad():
+        fusion.head.bias.zero_()
     flow = torch.full((1, 2, 8, 8), 3.0)
     others = torch.stack([torch.zeros_like(flow), torch.full_like(flow, -6.0)], dim=1)
     features, context = torch.randn(2, 1, 8, 8, 8), torch.zeros(1, 4, 4, 4)
-    evidence, back = torch.zeros(1, 3, 4, 4), torch.zeros_like(flow)
-    # 3 and 6 quarter pixels, each way: far more than the 10 px where the check ends.
-    logits = torch.tensor([0.0 - 10, 3.0 - 0, 0.0 - 10])
-    out = fusion(*features, flow, context, others, evidence, back, 1)
+    evidence, back = torch.zeros(1, 3, 4, 4), torch.zeros_like(flow)[:, None]
+    logits = torch.tensor([0.0, 3.0, -1.0])
+    prior = logits[None, :, None, None].expand(1, 3, 8, 8)
+    out = fusion(*features, flow, context, others, prior, evidence, back, 1)
     share = logits.softmax(0)
     mixed = float(3 * share[0] - 6 * share[2])
     torch.testing.assert_close(out[0][0], torch.full_like(flow, mixed))
-    torch.testing.assert_close(out[1][0, :, 4, 4], share[1:])
-    torch.testing.assert_close(out[2], torch.full_like(flow, float(3 * share[0])))
-    assert out[3].shape == (1, 144, 8, 8) and out[4].shape == (1, 3, 8, 8)
-    evidence[:, 2] = 40.0  # the features are sure of the last one
-    flows = fusion(*features, flow, context, others, evidence, back, 1)[0]
-    assert float((flows[0] + 6).abs().max()) < 0.1
+    torch.testing.assert_close(out.weights[0, :, 4, 4], share[1:])
+    torch.testing.assert_close(out.rest, torch.full_like(flow, float(3 * share[0])))
+    assert out.mask.shape == (1, 144, 8, 8) and out.laplace.shape == (1, 4, 8, 8)
+    log_weights, candidates = out.selections[0]
+    torch.testing.assert_close(log_weights[0, :, 4, 4].exp(), share)
+    assert torch.equal(candidates, torch.cat([flow[:, None], others], dim=1))
 
 
 def test_forward_backward_error_in_px_of_full_resolution():
-    flow, back = torch.full((1, 2, 8, 8), 1.0), torch.full((1, 2, 8, 8), -1.0)
-    error = forward_backward_error(flow, back)
-    assert float(error[..., :-1, :-1].max()) < 1e-4
-    assert float(forward_backward_error(flow, 0 * back).mean()) == pytest.approx(4 * 2**0.5)
-    assert float(forward_backward_error(flow, 9 * back)[..., 2, 2]) == 10
+    flow, back = torch.full((1, 2, 8, 8), 1.0), torch.full((1, 1, 2, 8, 8), -1.0)
+    error = forward_backward_error(flow, torch.cat([back, 0 * back, 9 * back], dim=1))
+    assert error.shape == (1, 3, 8, 8)
+    assert float(error[:, 0, :-1, :-1].max()) < 1e-4
+    assert float(error[:, 1].mean()) == pytest.approx(4 * 2**0.5)
+    assert float(error[0, 2, 2, 2]) == 10
 
 
 def test_all_hypotheses_right_gives_the_truth_at_full_resolution():
@@ -114,11 +134,10 @@ def test_all_hypotheses_right_gives_the_truth_at_full_resolution():
     network = RAFT(**RAFT_TINY).eval()
     truth = torch.zeros(1, 2, 64, 64)
     truth[:, 0, :, 33:] = 2.0
-    others = torch.stack([truth, truth, truth, -truth], dim=1)
+    others = torch.stack([truth] * 5 + [-truth] * 2, dim=1)
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        network.fusion.gain.zero_()
-        network.fusion.head.bias[1:4] = 50.0
+        network.fusion.head.bias[1:6] = 50.0
         flow = network(image, image, 1, None, others).flow
     torch.testing.assert_close(flow, truth, atol=1e-4, rtol=0)
 
@@ -167,13 +186,56 @@ def test_convex_upsampling_of_a_constant_keeps_it_up_to_the_border():
 def test_a_network_that_fuses_asks_for_its_hypotheses():
     network = RAFT(**RAFT_TINY).eval()
     image = torch.zeros(1, 3, 64, 64)
-    with pytest.raises(ValueError, match='0 flow hypotheses, not 3'):
+    with pytest.raises(ValueError, match='0 flow hypotheses, not 7'):
         network(image, image, 1)
     with pytest.raises(ValueError, match='divide by 16'):
-        network(image[..., :56], image[..., :56], 1, None, torch.zeros(1, 4, 2, 64, 56))
+        network(image[..., :56], image[..., :56], 1, None, torch.zeros(1, 7, 2, 64, 56))
     with torch.no_grad():
-        start = torch.zeros(1, 4, 2, 64, 64)
-        start[:, 0, 0] = 8.0  # the first one starts the iterations
+        start = torch.zeros(1, 7, 2, 64, 64)
+        start[:, :, 0] = 8.0  # the chosen ones start the iterations
         output = network(image, image, 0, None, start)
     torch.testing.assert_close(output.flows_low[0][:, 0], torch.ones(1, 8, 8))
-    assert output.flow.shape == (1, 2, 64, 64) and output.laplace.shape == (1, 3, 64, 64)
+    assert output.flow.shape == (1, 2, 64, 64) and output.laplace.shape == (1, 4, 64, 64)
+
+
+def test_opening_against_opencv():
+    image = np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)
+    expected = cv2.morphologyEx(image, cv2.MORPH_OPEN, np.ones((9, 9), np.uint8))
+    ours = opening(torch.from_numpy(image)[None, None].float(), 9)
+    assert np.array_equal(ours[0, 0].numpy().astype(np.uint8), expected)
+
+
+def test_mismatch_is_one_minus_the_correlation_of_windows():
+    first, second = torch.rand(2, 1, 1, 20, 24, generator=torch.Generator().manual_seed(0))
+    ours = mismatch(first, second, 7)
+    a, b = (x[0, 0, 5:12, 8:15].flatten().numpy() for x in (first, second))
+    assert float(ours[0, 0, 8, 11]) == pytest.approx(1 - np.corrcoef(a, b)[0, 1], abs=0.02)
+    assert float(mismatch(first, 0.3 * first + 0.4).abs().max()) < 0.05  # a veil changes nothing
+    plain = torch.full_like(first, 0.5)
+    assert float((mismatch(plain, plain) - 1).abs().max()) < 1e-3
+
+
+def test_cues_speak_for_the_true_flow():
+    images = moved(128, 160, dx=8, dy=-4)
+    first, second = (
+        torch.from_numpy(x).permute(2, 0, 1)[None].float() / 127.5 - 1 for x in images
+    )
+    true = torch.tensor([2.0, -1.0]).reshape(1, 1, 2, 1, 1).expand(1, 1, 2, 32, 40)
+    hypotheses = torch.cat([true, true, true + 1.0, torch.zeros_like(true)], dim=1)
+    cues, about = hypothesis_cues(first, second, hypotheses, -true.expand(1, 2, 2, 32, 40))
+    assert cues.shape == (1, 4, 13, 32, 40) and about.shape == (1, 3, 32, 40)
+    inner = cues[0, :, :, 8:-8, 8:-8].mean(dim=(2, 3))
+    for wrong in (2, 3):
+        assert (inner[0, :12] < inner[wrong, :12]).all()  # all but roughness, which is the same
+    torch.testing.assert_close(inner[0], inner[1])
+
+
+def test_selector_is_even_handed_until_trained():
+    torch.manual_seed(0)
+    selector = HypothesisSelector(5)
+    cues, about = torch.randn(1, 5, 13, 16, 16), torch.randn(1, 3, 16, 16)
+    assert float(selector(cues, about).abs().max()) == 0
+    with torch.no_grad():
+        selector.linear[2, 4] = -2.0
+    logits = selector(cues, about)
+    torch.testing.assert_close(logits[:, 2], -2 * cues[:, 2, 4])

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from daflow_ros.models.raft import FlowOutput
-from daflow_ros.training.flow_training import (
-    FlowTrainer,
-    FlowTrainingConfig,
-    learning_rate_factor,
-    warm_start,
+from daflow_ros.training.flow_training import FlowTrainer, warm_start
+from daflow_ros.training.losses import (
+    laplace_nll,
+    matching_loss,
+    selection_loss,
+    sequence_loss,
 )
-from daflow_ros.training.losses import laplace_nll, matching_loss, sequence_loss
+from daflow_ros.training.trainer import TrainingConfig, learning_rate_factor
 
 
 def config(folder, **changes):
@@ -32,7 +33,7 @@ def config(folder, **changes):
         'warmup': 2,
         'precision': 'no',
     }
-    return FlowTrainingConfig(**{**settings, **changes})
+    return TrainingConfig(**{**settings, **changes})
 
 
 def losses(folder):
@@ -81,7 +82,7 @@ def test_restoration_learns(tmp_path):
 
 
 def test_schedule():
-    settings = FlowTrainingConfig(steps=1000, decay=200, warmup=100)
+    settings = TrainingConfig(steps=1000, decay=200, warmup=100)
     assert learning_rate_factor(0, settings) == pytest.approx(0.01)
     assert learning_rate_factor(500, settings) == 1.0
     assert learning_rate_factor(900, settings) == pytest.approx(0.5)
@@ -113,25 +114,21 @@ def test_matching_loss_against_a_plain_cross_entropy():
     assert float(matching_loss(logits, flow, visible)) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_laplace_nll_against_the_density():
-    raw = torch.tensor([0.3, -0.2, 1.1]).reshape(1, 3, 1, 1)
+@pytest.mark.parametrize('scales', [(1.1,), (1.1, -1.5), (-2.0, 0.4)])
+def test_laplace_nll_against_the_density(scales):
+    """One log scale: the other is 0, as SEA-RAFT has it; two: both are free."""
+    raw = torch.tensor([0.3, -0.2, *scales]).reshape(1, -1, 1, 1)
     flow, target = torch.zeros(1, 2, 1, 1), torch.tensor([0.7, -2.0]).reshape(1, 2, 1, 1)
     weight = math.exp(0.3) / (math.exp(0.3) + math.exp(-0.2))
-    b = math.exp(1.1)
-
-    def one(scale):
-        return math.exp(-(0.7 + 2.0) / scale) / (2 * scale) ** 2
-
-    joint = weight * one(b) + (1 - weight) * one(1.0)
+    b1, b2 = (math.exp(scale) for scale in (*scales, 0.0)[:2])
     nll = float(laplace_nll(raw, flow, target, torch.ones(1, 1, 1, 1)))
     independent = -sum(
         math.log(
-            weight * math.exp(-e / b) / (2 * b) + (1 - weight) * math.exp(-e) / 2
+            weight * math.exp(-e / b1) / (2 * b1) + (1 - weight) * math.exp(-e / b2) / (2 * b2)
         )
         for e in (0.7, 2.0)
     )
     assert nll == pytest.approx(independent, rel=1e-5)
-    assert nll != pytest.approx(-math.log(joint), rel=1e-3)
 
 
 def test_warm_start_is_the_true_flow_disturbed():
@@ -173,37 +170,128 @@ def test_paper_recipe_on_video_with_a_teacher(tmp_path):
 
 
 def test_stored_clips_are_those_of_the_generator_and_train(tmp_path):
-    from daflow_ros.training.clip_store import SHARD, StoredClips, write_clips
+    from daflow_ros.training.clip_store import SHARD, StoredClips, degrade_clips, write_clips
 
-    write_clips(tmp_path / 'clips', None, 1, size=64, seed=3)
-    [shard] = (tmp_path / 'clips').glob('*.npz')
+    clean, degraded, cpu = tmp_path / 'clean', tmp_path / 'degraded', torch.device('cpu')
+    write_clips(clean, None, 1, size=64, seed=3)
+    [shard] = clean.glob('*.npz')
     written = shard.stat().st_mtime_ns
-    write_clips(tmp_path / 'clips', None, 1, size=64, seed=3)  # what is there is kept
+    write_clips(clean, None, 1, size=64, seed=3)  # what is there is kept
     assert shard.stat().st_mtime_ns == written
+    degrade_clips(clean, degraded, seed=1)
     write_clips(tmp_path / 'again', None, 1, size=64, seed=3)
-    stored = StoredClips(tmp_path / 'clips')
-    clip = stored.batch(1, 8, torch.device('cpu'))
-    again = StoredClips(tmp_path / 'again').batch(1, 8, torch.device('cpu'))
-    assert clip.frames.shape == (8, 2, 3, 64, 64) and clip.flow.shape == (8, 1, 2, 64, 64)
-    assert torch.equal(clip.frames, again.frames) and torch.equal(clip.flow, again.flow)
-    assert clip.occluded.shape == (8, 1, 1, 64, 64) and clip.occluded.any()
-    later = stored.batch(1 + SHARD // 8, 8, torch.device('cpu'))  # one shard: around again
-    assert torch.equal(later.frames, clip.frames)
-    # The flow belongs to the frames: more of them agree along it than against it.
-    whole = stored.batch(0, SHARD, torch.device('cpu'))
-    axis = torch.linspace(-1, 1, 64)
-    y, x = torch.meshgrid(axis, axis, indexing='ij')
-
-    def mismatch(sign):
-        grid = sign * whole.flow[:, 0].permute(0, 2, 3, 1) * (2 / 63) + torch.stack([x, y], -1)
-        found = torch.nn.functional.grid_sample(whole.frames[:, 1], grid, align_corners=True)
-        return ((found - whole.frames[:, 0]).abs() * ~whole.occluded[:, 0]).mean(dim=(1, 2, 3))
-
-    assert float((mismatch(1) < mismatch(-1)).float().mean()) > 0.8
-    settings = config(tmp_path / 'run', clips=str(tmp_path / 'clips'), batch=2, steps=2)
+    degrade_clips(tmp_path / 'again', tmp_path / 'degraded_again', seed=1)
+    degrade_clips(clean, degraded, seed=2)  # the same clips in other weather
+    assert len(list(degraded.glob('*.npz'))) == 2
+    stored = StoredClips(degraded)
+    sample = stored.batch(1, 8, cpu)
+    again = StoredClips(tmp_path / 'degraded_again').batch(1, 8, cpu)
+    assert sample.frames.shape == (8, 2, 3, 64, 64) and sample.flow.shape == (8, 2, 64, 64)
+    assert sample.hypotheses.shape == (8, 7, 2, 64, 64)
+    assert torch.equal(sample.frames, again.frames) and torch.equal(sample.flow, again.flow)
+    assert torch.equal(sample.hypotheses, again.hypotheses)
+    assert sample.occluded.shape == (8, 1, 64, 64) and sample.occluded.any()
+    later = stored.batch(1 + 2 * SHARD // 8, 8, cpu)  # two shards: around again
+    assert torch.equal(later.frames, sample.frames)
+    other = stored.batch(1 + SHARD // 8, 8, cpu)
+    assert torch.equal(other.flow, sample.flow) and not torch.equal(other.frames, sample.frames)
+    # Every clip comes up once.
+    seen = torch.cat([stored.batch(i, 8, cpu).flow for i in range(SHARD // 8)])
+    assert len(torch.unique(seen.flatten(1), dim=0)) == SHARD
+    settings = config(tmp_path / 'run', clips=str(degraded), batch=2, steps=2, size=48)
     FlowTrainer(settings).run()
     assert all(math.isfinite(loss) for loss in losses(tmp_path / 'run'))
     with pytest.raises(FileNotFoundError, match='daflow clips'):
         StoredClips(tmp_path)
     with pytest.raises(ValueError, match='larger than a shard'):
-        stored.batch(0, 64, torch.device('cpu'))
+        stored.batch(0, 64, cpu)
+    with pytest.raises(ValueError, match='--degrade'):
+        StoredClips(clean).batch(0, 8, cpu)
+
+
+def test_flow_and_hypotheses_belong_to_the_frames_after_crop_and_flip(tmp_path):
+    from daflow_ros.training.clip_store import SHARD, StoredClips, degrade_clips, flip, write_clips
+
+    write_clips(tmp_path / 'clean', None, 1, size=64, seed=5)
+    degrade_clips(tmp_path / 'clean', tmp_path / 'degraded')
+    whole = StoredClips(tmp_path / 'degraded').batch(0, SHARD, torch.device('cpu'))
+    axis = torch.arange(48) / 23.5 - 1
+    y, x = torch.meshgrid(axis, axis, indexing='ij')
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        sample = flip(whole.crop(48, generator), generator)
+        assert sample.frames.shape[-2:] == (48, 48)
+
+        def mismatch(flow, sign, sample=sample):
+            grid = sign * flow.permute(0, 2, 3, 1) * (2 / 47) + torch.stack([x, y], -1)
+            found = torch.nn.functional.grid_sample(
+                sample.frames[:, 1], grid, align_corners=True, padding_mode='border'
+            )
+            difference = (found - sample.frames[:, 0]).abs()
+            return (difference * ~sample.occluded).mean(dim=(1, 2, 3))
+
+        for flow in (sample.flow, sample.hypotheses[:, 0]):
+            assert float((mismatch(flow, 1) < mismatch(flow, -1)).float().mean()) > 0.7
+
+
+def test_selection_loss_wants_the_right_candidate():
+    flow = torch.full((1, 2, 32, 32), 8.0)
+    candidates = torch.stack([torch.full((1, 2, 8, 8), v) for v in (0.0, 2.0, 5.0)], dim=1)
+    valid = torch.ones(1, 1, 32, 32)
+
+    def loss(*logits):
+        weights = torch.tensor(logits).log_softmax(0).reshape(1, 3, 1, 1).expand(1, 3, 8, 8)
+        return float(selection_loss([(weights, candidates)], flow, valid))
+
+    assert loss(0.0, 20.0, 0.0) < 1e-3
+    assert loss(0.0, 0.0, 0.0) == pytest.approx(math.log(3), rel=1e-3)
+    assert loss(5.0, 0.0, 0.0) == pytest.approx(math.log(math.exp(5) + 2), rel=1e-3)
+    same = candidates[:, 1:2].expand(-1, 3, -1, -1, -1)  # nothing to choose
+    assert float(selection_loss([(torch.zeros(1, 3, 8, 8), same)], flow, valid)) == 0
+
+
+def test_balanced_loss_counts_a_hopeless_clip_less():
+    flow = torch.zeros(2, 2, 16, 16)
+    final = torch.zeros(2, 2, 16, 16)
+    final[0], final[1] = 1.0, 20.0
+    output = FlowOutput(final, [])
+    valid = torch.ones(2, 1, 16, 16)
+    assert float(sequence_loss(output, flow, valid)[0]) == pytest.approx(10.5)
+    a, b = 2**0.5, 20 * 2**0.5
+    expected = (1 / (1 + a / 2) + 20 / (1 + b / 2)) / 2
+    assert float(sequence_loss(output, flow, valid, balance=2.0)[0]) == pytest.approx(expected)
+
+
+def test_selector_learns_to_choose_and_starts_a_flow_network(tmp_path):
+    from daflow_ros.training.clip_store import degrade_clips, write_clips
+    from daflow_ros.training.networks import load_folder
+    from daflow_ros.training.selector_training import SelectorTrainer, choice_loss
+
+    write_clips(tmp_path / 'clean', None, 1, size=64, seed=3)
+    degrade_clips(tmp_path / 'clean', tmp_path / 'clips')
+    settings = config(
+        tmp_path / 'selector', clips=str(tmp_path / 'clips'), batch=16, steps=40,
+        learning_rate=2e-3, ema=0.0,
+    )  # fmt: skip
+    trainer = SelectorTrainer(settings)
+    trainer.run()
+    course = losses(tmp_path / 'selector')
+    assert np.mean(course[-4:]) < 0.95 * np.mean(course[:4])
+    raft = load_folder(tmp_path / 'selector' / 'model')
+    for name, value in trainer.averaged.state_dict().items():
+        torch.testing.assert_close(raft.selector.state_dict()[name], value)
+    again = SelectorTrainer(settings)
+    assert again.step == 40 and float(again.network.mean.abs().max()) > 0
+    start = str(tmp_path / 'selector' / 'model')
+    flow = FlowTrainer(config(tmp_path / 'flow', model='daflow_tiny', start=start))
+    torch.testing.assert_close(flow.network.raft.selector.mean, raft.selector.mean)
+    with pytest.raises(ValueError, match='no cues'):
+        SelectorTrainer(config(tmp_path / 'other', clips=str(tmp_path / 'clean')))
+    truth = torch.ones(1, 2, 16, 16)
+    candidates = torch.stack([torch.full((1, 2, 4, 4), v) for v in (0.25, 1.0)], dim=1)
+    right = choice_loss(torch.tensor([9.0, -9.0])[None, :, None, None].expand(1, 2, 4, 4),
+                        candidates, truth)
+    assert float(right[0]) < 1e-3 and float(right[1]) < 1e-3
+    even, blend = choice_loss(torch.zeros(1, 2, 4, 4), candidates, truth)
+    assert float(blend) == pytest.approx(1.5 * 2**0.5)  # halfway between 1 and 4 px
+    assert float(even) > 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`daflow clips`: draw degraded training clips ahead of a run, on cores that are idle."""
+"""`daflow clips`: draw training clips, or degrade stored ones, on cores that are idle."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('output', type=Path, metavar='OUTPUT_DIR', help='folder of shards')
     parser.add_argument('--imagery', help='folder of photographs (default: procedural textures)')
     parser.add_argument('--shards', type=int, default=200,
-                        help='shards of 32 clips, about 12 MB each (default: %(default)s)')
-    parser.add_argument('--size', type=int, default=192, help='side in px (default: %(default)s)')
+                        help='shards of 32 clips, about 22 MB each (default: %(default)s)')
+    parser.add_argument('--size', type=int, default=256, help='side in px (default: %(default)s)')
     parser.add_argument('--frames', type=int, default=2, help='of a clip (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=1,
                         help='one for each process that writes (default: %(default)s)')
+    parser.add_argument('--degrade', type=Path, metavar='CLIPS_DIR',
+                        help='degrade and match the clean clips of this folder instead of drawing')
+    parser.add_argument('--part', default='0/1', metavar='I/N',
+                        help='with --degrade: every N-th shard from the I-th')
     parser.add_argument('--threads', type=int, help='CPU threads of torch')
 
 
@@ -25,12 +29,17 @@ def run(args: argparse.Namespace) -> int:
     """Write the shards that are missing; 2 where there is no imagery."""
     import torch
 
-    from daflow_ros.training.clip_store import write_clips
+    from daflow_ros.training.clip_store import degrade_clips, write_clips
 
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
-        write_clips(args.output, args.imagery, args.shards, args.size, args.frames, args.seed)
+        if args.degrade is not None:
+            first, _, count = args.part.partition('/')
+            part = int(first), int(count)
+            degrade_clips(args.degrade, args.output, args.seed, part)
+        else:
+            write_clips(args.output, args.imagery, args.shards, args.size, args.frames, args.seed)
     except (ValueError, OSError) as error:
         print(f'daflow clips: {error}', file=sys.stderr)
         return 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``daflow train STAGE``: restoration pre-training or flow training.
+"""``daflow train STAGE``: restoration pre-training, selector or flow training.
 
 Started by ``accelerate launch`` it runs on many devices; resumes by itself from the output folder.
 """
@@ -13,8 +13,8 @@ import sys
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Stage, configuration file and overrides."""
-    parser.add_argument('stage', choices=('restoration', 'flow'))
-    parser.add_argument('--config', help='YAML with keys of FlowTrainingConfig')
+    parser.add_argument('stage', choices=('restoration', 'selector', 'flow'))
+    parser.add_argument('--config', help='YAML with keys of TrainingConfig')
     parser.add_argument(
         '--set', nargs='*', default=[], metavar='KEY=VALUE', help='override single keys'
     )
@@ -29,7 +29,7 @@ def settings(path: str | None, overrides: list[str]) -> dict[str, object]:
     """
     import yaml
 
-    from daflow_ros.training.flow_training import FlowTrainingConfig
+    from daflow_ros.training.trainer import TrainingConfig
 
     values: dict[str, object] = {}
     if path is not None:
@@ -40,7 +40,7 @@ def settings(path: str | None, overrides: list[str]) -> dict[str, object]:
         if not sign:
             raise ValueError(f'{item!r} is not KEY=VALUE')
         values[key] = yaml.safe_load(text)
-    fields = {f.name: f.default for f in dataclasses.fields(FlowTrainingConfig)}
+    fields = {f.name: f.default for f in dataclasses.fields(TrainingConfig)}
     for key, value in values.items():
         if key not in fields:
             raise ValueError(f'unknown key {key!r}; there are {", ".join(fields)}')
@@ -56,14 +56,20 @@ def run(args: argparse.Namespace) -> int:
     """Train to the last step; 2 on a bad configuration."""
     import torch
 
-    from daflow_ros.training.flow_training import FlowTrainer, FlowTrainingConfig
+    from daflow_ros.training.flow_training import FlowTrainer
     from daflow_ros.training.restoration import RestorationTrainer
+    from daflow_ros.training.selector_training import SelectorTrainer
+    from daflow_ros.training.trainer import Trainer, TrainingConfig
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    kinds = {'flow': FlowTrainer, 'restoration': RestorationTrainer}
+    kinds: dict[str, type[Trainer]] = {
+        'flow': FlowTrainer,
+        'restoration': RestorationTrainer,
+        'selector': SelectorTrainer,
+    }
     try:
-        config = FlowTrainingConfig(**settings(args.config, args.set))  # type: ignore[arg-type]
+        config = TrainingConfig(**settings(args.config, args.set))  # type: ignore[arg-type]
         trainer = kinds[args.stage](config)
     except (ValueError, OSError) as error:
         print(f'daflow train: {error}', file=sys.stderr)

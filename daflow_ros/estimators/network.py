@@ -21,14 +21,14 @@ from daflow_ros.estimators.estimate import (
 from daflow_ros.flow.consistency import forward_backward_mask
 from daflow_ros.flow.hypotheses import dis_hypotheses
 from daflow_ros.flow.padding import InputPadder
-from daflow_ros.models.raft import FlowOutput
+from daflow_ros.models.raft import FlowOutput, laplace_scales
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 #: The confidence published is the probability of an error below this many px (KITTI's outlier).
 CONFIDENCE_THRESHOLD = 3.0
 
 #: frames (1, F, 3, H, W) in [-1, 1], iterations, initial flow (1, 2, H/8, W/8) or None,
-#: hypotheses (1, K + 1, 2, H, W) px or None.
+#: hypotheses (1, K + M, 2, H, W) px or None.
 Predict = Callable[[Tensor, int, Tensor | None, Tensor | None], FlowOutput]
 
 
@@ -52,15 +52,12 @@ def laplace_confidence(laplace: Tensor, threshold: float = CONFIDENCE_THRESHOLD)
     """P(|error| < threshold) of a mixture of two Laplace distributions (SEA-RAFT section 3.2).
 
     Args:
-        laplace: ``(B, 3, H, W)``, two weight logits and log b1 (clamped to 0-10; log b2 = 0), or
-            ``(B, 4, H, W)`` with both log scales.
+        laplace: ``(B, 3, H, W)`` or ``(B, 4, H, W)``, see FlowOutput.
         threshold: px.
     """
     weights = laplace[:, :2].softmax(dim=1)
-    b1 = laplace[:, 2].clamp(0, 10).exp()
-    return weights[:, 0] * (1 - torch.exp(-threshold / b1)) + weights[:, 1] * (
-        1 - torch.exp(laplace.new_tensor(-threshold))
-    )
+    scales = laplace_scales(laplace).exp()
+    return (weights * (1 - torch.exp(-threshold / scales))).sum(dim=1)
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
@@ -161,7 +158,7 @@ class NetworkEstimator:
         return (2 * frames / 255 - 1)[None]
 
     def _match(self, image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> Tensor | None:
-        """Classical hypotheses ``(K + 1, 2, H, W)`` px, where the network fuses some."""
+        """Classical hypotheses ``(K + M, 2, H, W)`` px, where the network fuses some."""
         if not self._hypotheses:
             return None
         flows = torch.from_numpy(dis_hypotheses(image1, image2))

@@ -78,21 +78,16 @@ class CorrelationPyramid:
         found = found.reshape(b, h * w, k) - self.volume.logsumexp(dim=-1, keepdim=True)
         return found.transpose(1, 2).reshape(b, k, h, w)
 
-    def lookup(
-        self, coords: Tensor, displacement: bool = False, levels: int | None = None
-    ) -> Tensor:
+    def lookup(self, coords: Tensor, levels: int | None = None) -> Tensor:
         """Correlation ``(B, levels * (2r+1)^2, h, w)`` around ``coords`` (B, 2, h, w) px.
 
         Args:
             coords: where each cell of the first image looks in the second.
-            displacement: append the soft-argmax of each level's window, ``2 * levels`` channels
-                in cells of that level.
             levels: only so many of the finest levels.
         """
         b, h, w = self.shape
         centre = coords.permute(0, 2, 3, 1).reshape(b * h * w, 1, 1, 2)
-        offsets = self.delta.reshape(-1, 2)
-        out, peaks = [], []
+        out = []
         for i, maps in enumerate(self.pyramid[:levels]):
             hh, ww = maps.shape[-2:]
             xy = centre / 2**i + self.delta
@@ -102,6 +97,4 @@ class CorrelationPyramid:
             ) - 1.0
             sampled = F.grid_sample(maps, grid, align_corners=True).reshape(b, h, w, -1)
             out.append(sampled)
-            if displacement:
-                peaks.append(sampled.softmax(dim=-1) @ offsets)
-        return torch.cat(out + peaks, dim=-1).permute(0, 3, 1, 2).contiguous()
+        return torch.cat(out, dim=-1).permute(0, 3, 1, 2).contiguous()

@@ -110,8 +110,9 @@ def model_costs(
         size = [-(-side // model.multiple) * model.multiple for side in (height, width)]
         images = torch.empty(1, num_frames, 3, *size, dtype=dtype)
 
-        count = model.raft.config.num_hypotheses
-        hypotheses = torch.empty(1, count + 1, 2, *size) if count else None
+        raft = model.raft.config
+        count = raft.num_hypotheses + raft.num_backward
+        hypotheses = torch.empty(1, count, 2, *size) if count else None
 
     def run(steps: int) -> object:
         return model(

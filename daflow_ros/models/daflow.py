@@ -139,13 +139,16 @@ class DAFlow(ModelMixin, ConfigMixin):
         self._noise: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def zero_context_columns(self) -> None:
-        """Make the GRU deaf to the context features, as at the start of training."""
+        """Make GRU and hypotheses' fusion deaf to the context features, as at the start."""
         first = self.raft.hidden_dim + self.raft.context_dim
         columns = slice(first, first + self.config.feature_channels)
         for name, module in self.raft.update_block.gru.named_modules():
             if isinstance(module, nn.Conv2d) and name.startswith('conv'):
                 with torch.no_grad():
                     module.weight[:, columns] = 0.0
+        if self.raft.fusion is not None:
+            with torch.no_grad():
+                self.raft.fusion.enter.weight[:, self.raft.hidden_dim :] = 0.0
 
     def load_raft(self, raft: RAFT) -> None:
         """Take over the weights of a RAFT without fused features; fusion stays as it is.
@@ -163,6 +166,8 @@ class DAFlow(ModelMixin, ConfigMixin):
                 value = torch.cat(
                     [value[:, :first], own[name][:, first:last], value[:, first:]], 1
                 )
+            if name == 'fusion.enter.weight':
+                value = torch.cat([value, own[name][:, self.raft.hidden_dim :]], 1)
             if own[name].shape != value.shape:
                 raise ValueError(
                     f'raft.{name}: {tuple(value.shape)} instead of {tuple(own[name].shape)}'
@@ -302,7 +307,7 @@ class DAFlow(ModelMixin, ConfigMixin):
             diffusion_steps: 1 (from pure noise) to 50.
             noise: (B F, C, h, w) of the latent; None for the fixed noise.
             last_pair_only: only the pair of the last two frames; B takes the place of B (F - 1).
-            hypotheses: (B (F - 1), K + 1, 2, H, W) px, where the RAFT fuses some (`RAFT.refine`).
+            hypotheses: (B (F - 1), K + M, 2, H, W) px, where the RAFT fuses some (`RAFT.refine`).
 
         Raises:
             ValueError: a size that is not a multiple of `multiple`, or fewer than two frames.

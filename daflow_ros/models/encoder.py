@@ -72,7 +72,7 @@ class BottleneckBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image ``(B, 3, H, W)`` to features ``(B, output_dim, H/8, W/8)`` (RAFT section 3.1)."""
+    """Image ``(B, channels, H, W)`` to ``(B, output_dim, H/8, W/8)`` (RAFT section 3.1)."""
 
     def __init__(
         self,
@@ -81,6 +81,7 @@ class Encoder(nn.Module):
         depths: tuple[int, ...],
         output_dim: int,
         norm: str,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         blocks = {'residual': ResidualBlock, 'bottleneck': BottleneckBlock}
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
             rest = [kind(planes, planes, norm, 1) for _ in range(depth - 1)]
             return nn.Sequential(kind(in_planes, planes, norm, stride), *rest)
 
-        self.conv1 = nn.Conv2d(3, dims[0], 7, stride=2, padding=3)
+        self.conv1 = nn.Conv2d(channels, dims[0], 7, stride=2, padding=3)
         self.norm1 = _norm(norm, dims[0], 8)
         self.layer1 = stage(dims[0], dims[0], 1, depths[0])
         self.layer2 = stage(dims[0], dims[1], 2, depths[1])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from daflow_ros.models.correlation import CorrelationPyramid, coords_grid
+from daflow_ros.models.cues import hypothesis_cues, opening
 from daflow_ros.models.encoder import Encoder
 from daflow_ros.models.fusion import FlowFusion
+from daflow_ros.models.selector import HypothesisSelector
 from daflow_ros.models.update import Head, MotionEncoder, UpdateBlock
+from daflow_ros.models.upsampling import convex_upsample, upsample2
 
 
 @dataclass
@@ -36,8 +40,10 @@ class FlowOutput:
         flows_low: one ``(B, 2, H/8, W/8)`` per iteration, in 1/8-resolution px (the start first).
         flows_quarter: one ``(B, 2, H/4, W/4)`` per round of the fusion, in 1/4-resolution px;
             empty without one.
-        laplace: ``(B, 3, H, W)`` parameters of a mixture of two Laplace distributions of the
-            end-point error (two weight logits and log b1), or None without a confidence head.
+        selections: of the same rounds, log-weights and candidates (`Fused`).
+        laplace: parameters of a mixture of two Laplace distributions of the end-point error,
+            or None without a confidence head: ``(B, 4, H, W)`` two weight logits and two log
+            scales from a fusion, ``(B, 3, H, W)`` with log b1 alone (log b2 = 0) else.
         correlation: ``(B, H/8 * W/8, H/8 * W/8)`` all-pairs correlation (training only).
     """
 
@@ -46,6 +52,7 @@ class FlowOutput:
     laplace: Tensor | None = None
     correlation: Tensor | None = None
     flows_quarter: list[Tensor] = field(default_factory=list)
+    selections: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass
@@ -56,6 +63,7 @@ class PairFeatures:
         fmap1, fmap2: ``(N, feature_dim, H/8, W/8)``.
         net, inp: ``(N, hidden_dim, ...)`` and ``(N, context_dim, H/8, W/8)``.
         quarter1, quarter2: ``(N, C, H/4, W/4)`` for the fusion.
+        image1, image2: ``(N, 3, H, W)``, for its cues.
     """
 
     fmap1: Tensor
@@ -64,36 +72,16 @@ class PairFeatures:
     inp: Tensor
     quarter1: Tensor
     quarter2: Tensor
+    image1: Tensor
+    image2: Tensor
 
 
-def upsample2(flow: Tensor) -> Tensor:
-    """Flow at twice the resolution and in its px."""
-    return 2 * F.interpolate(flow, scale_factor=2, mode='bilinear', align_corners=False)
-
-
-def convex_upsample(
-    field: Tensor,
-    mask: Tensor,
-    factor: int = 8,
-    magnitude: float | None = None,
-    border: str = 'constant',
-) -> Tensor:
-    """Upsample ``(B, C, h, w)`` by learned convex weights (RAFT section 3.3).
-
-    Args:
-        field: values at 1/factor resolution.
-        mask: ``(B, 9 factor^2, h, w)`` logits.
-        factor: of the size.
-        magnitude: what the values are multiplied by; None for ``factor``, as flow needs.
-        border: 'constant' takes zeros beyond the border, as RAFT does; 'replicate' does not pull
-            the border's flow towards zero.
-    """
-    b, c, h, w = field.shape
-    weights = mask.float().view(b, 1, 9, factor, factor, h, w).softmax(dim=2)
-    scaled = (factor if magnitude is None else magnitude) * field.float()
-    patches = F.unfold(F.pad(scaled, (1, 1, 1, 1), mode=border), 3).view(b, c, 9, 1, 1, h, w)
-    up = (weights * patches).sum(dim=2)
-    return up.permute(0, 1, 4, 2, 5, 3).reshape(b, c, factor * h, factor * w)
+def laplace_scales(laplace: Tensor) -> Tensor:
+    """Log scales ``(B, 2, ...)`` of a mixture with 3 or 4 channels, see :class:`FlowOutput`."""
+    if laplace.shape[1] == 3:
+        raw = laplace[:, 2:].clamp(0, 10)
+        return torch.cat([raw, torch.zeros_like(raw)], dim=1)
+    return laplace[:, 2:].clamp(-3, 6)
 
 
 class RAFT(ModelMixin, ConfigMixin):
@@ -109,21 +97,21 @@ class RAFT(ModelMixin, ConfigMixin):
         feature_dim: channels of the matched features.
         feature_norm: norm of the feature encoder; context_norm: of the context encoder.
         hidden_dim, context_dim: channels of the GRU's state and of its context input.
-        extra_context_dim: further context channels given to :meth:`refine` (DA-Flow's ctx_up).
+        extra_context_dim: further context channels given to :meth:`refine` (DA-Flow's ctx_up),
+            for the GRU and the fusion.
         corr_levels, corr_radius: correlation pyramid.
         corr_dims, flow_dims, motion_dim: channels of the motion encoder.
         head_dim: hidden channels of the flow head.
         gru: 'sep' or 'conv'.
         mask_dim: hidden channels of the convex mask head; 0 upsamples bilinearly.
         negative_slope: of the motion encoder's and the flow head's ReLUs; RAFT's are 0.
-        matching_start: start from the soft-argmax of the correlation (as GMFlow, CVPR 2022,
-            section 3.1) instead of from zero.
-        local_matching: give the motion encoder the soft-argmax of each level's window too, so
-            that it need not learn to read a displacement off the correlation.
         confidence_head: predict a mixture of Laplace distributions of the error (SEA-RAFT,
             ECCV 2024, section 3.2).
+        opening: side in px, odd, of a morphological opening of the image's brightness that the
+            encoders see as a fourth channel; 0 for none.
         num_hypotheses: flow hypotheses from outside that a :class:`FlowFusion` weighs against
-            the refined flow, in ``fusion_rounds`` rounds; 0 for none.
+            the refined flow, in ``fusion_rounds`` rounds; 0 for none. ``num_backward`` flows
+            back come with them.
     """
 
     config_name = 'config.json'
@@ -150,10 +138,10 @@ class RAFT(ModelMixin, ConfigMixin):
         gru: str = 'sep',
         mask_dim: int = 256,
         negative_slope: float = 0.0,
-        matching_start: bool = False,
-        local_matching: bool = False,
         confidence_head: bool = False,
+        opening: int = 0,
         num_hypotheses: int = 0,
+        num_backward: int = 0,
         fusion_rounds: int = 2,
     ) -> None:
         super().__init__()
@@ -162,18 +150,17 @@ class RAFT(ModelMixin, ConfigMixin):
         self.corr_levels = corr_levels
         self.corr_radius = corr_radius
         self.correlation_scale = 1.0 / math.sqrt(feature_dim)
-        self.matching_start = matching_start
-        self.local_matching = local_matching
         dims, depths = tuple(encoder_dims), tuple(encoder_depths)
-        self.fnet = Encoder(block, dims, depths, feature_dim, feature_norm)
+        channels = 4 if opening else 3
+        self.fnet = Encoder(block, dims, depths, feature_dim, feature_norm, channels)
         self.cnet: nn.Module
         if shared_encoder:
             self.cnet = nn.Conv2d(dims[2], hidden_dim + context_dim, 3, padding=1)
         else:
-            self.cnet = Encoder(block, dims, depths, hidden_dim + context_dim, context_norm)
+            self.cnet = Encoder(
+                block, dims, depths, hidden_dim + context_dim, context_norm, channels
+            )
         corr_channels = corr_levels * (2 * corr_radius + 1) ** 2
-        if local_matching:
-            corr_channels += 2 * corr_levels
         self.update_block = UpdateBlock(
             MotionEncoder(
                 corr_channels, tuple(corr_dims), tuple(flow_dims), motion_dim, negative_slope
@@ -189,7 +176,10 @@ class RAFT(ModelMixin, ConfigMixin):
         self.fusion: FlowFusion | None = None
         if num_hypotheses:
             # The best match of the features themselves is one more.
-            self.fusion = FlowFusion(dims[1], hidden_dim, num_hypotheses + 1)
+            self.fusion = FlowFusion(
+                dims[1], hidden_dim + extra_context_dim, num_hypotheses + 1, num_backward
+            )
+            self.selector = HypothesisSelector(num_hypotheses)
         self.laplace_head: Head | None = None
         if confidence_head and not num_hypotheses:
             self.laplace_head = Head(hidden_dim, hidden_dim, 3)
@@ -197,6 +187,10 @@ class RAFT(ModelMixin, ConfigMixin):
     def encode(self, images: Tensor) -> PairFeatures:
         """Encode a clip ``(B, F, 3, H, W)`` in [-1, 1]; each frame is encoded once."""
         batch, frames = images.shape[:2]
+        plain = images
+        if self.config.opening:
+            opened = opening(images.mean(dim=2).flatten(0, 1)[:, None], self.config.opening)
+            images = torch.cat([images, opened.unflatten(0, (batch, frames))], dim=2)
         encoded = [x.unflatten(0, (batch, frames)) for x in self.fnet.stages(images.flatten(0, 1))]
 
         def first(x: Tensor) -> Tensor:
@@ -213,16 +207,8 @@ class RAFT(ModelMixin, ConfigMixin):
         net, inp = context.split([self.hidden_dim, self.context_dim], dim=1)
         return PairFeatures(
             first(fmaps), second(fmaps), torch.tanh(net), F.relu(inp), first(quarters),
-            second(quarters),
+            second(quarters), first(plain), second(plain),
         )  # fmt: skip
-
-    def matching_flow(self, pyramid: CorrelationPyramid) -> Tensor:
-        """Expected displacement under the softmax of the correlation, ``(B, 2, h, w)``."""
-        b, h, w = pyramid.shape
-        grid = coords_grid(1, h, w, pyramid.volume.device)
-        probability = pyramid.volume.softmax(dim=-1)
-        expected = probability @ grid[0].flatten(1).T  # (B, hw, 2)
-        return expected.transpose(1, 2).reshape(b, 2, h, w) - grid
 
     def peak_flow(self, pyramid: CorrelationPyramid) -> Tensor:
         """Displacement to the best match, refined by the softmax of its window, (B, 2, h, w)."""
@@ -247,16 +233,17 @@ class RAFT(ModelMixin, ConfigMixin):
                 1/sqrt(feature_dim) regardless, so that channels that are zero leave RAFT
                 unchanged. ``inp`` has ``context_dim + extra_context_dim`` channels.
             iterations: number of GRU updates, 0 or more.
-            initial_flow: ``(B, 2, h, w)`` in 1/8-resolution px, or None for the first hypothesis
-                or what the configuration starts from.
-            hypotheses: ``(B, K + 1, 2, 8h, 8w)`` px at full resolution, the flow back last.
+            initial_flow: ``(B, 2, h, w)`` in 1/8-resolution px, or None for the chosen
+                hypotheses, or zero where there are none.
+            hypotheses: ``(B, K + M, 2, 8h, 8w)`` px at full resolution, the flows back last.
 
         Raises:
             ValueError: hypotheses missing, or of another number than ``num_hypotheses``.
         """
-        given = 0 if hypotheses is None else hypotheses.shape[1] - 1
-        if given != self.config.num_hypotheses:
-            raise ValueError(f'{given} flow hypotheses, not {self.config.num_hypotheses}')
+        given = 0 if hypotheses is None else hypotheses.shape[1]
+        expected = self.config.num_hypotheses + self.config.num_backward
+        if given != expected:
+            raise ValueError(f'{given} flow hypotheses, not {expected}')
         net, inp = features.net, features.inp
         b, _, h, w = features.fmap1.shape
         pyramid = CorrelationPyramid(
@@ -267,23 +254,24 @@ class RAFT(ModelMixin, ConfigMixin):
             self.correlation_scale,
         )
         grid = coords_grid(b, h, w, net.device)
+        if self.fusion is not None and hypotheses is not None:
+            quarter, prior = self._judge(features, hypotheses)
+            chosen = (prior.exp()[:, :, None] * quarter[:, : prior.shape[1]]).sum(dim=1)
         if initial_flow is not None:
             flow = initial_flow.float()
         elif hypotheses is not None:
-            flow = F.avg_pool2d(hypotheses[:, 0].float(), 8) / 8
-        elif self.matching_start:
-            flow = self.matching_flow(pyramid)
+            flow = F.avg_pool2d(chosen, 2) / 2
         else:
             flow = torch.zeros_like(grid)
         flows = [flow]
         for _ in range(iterations):
             flow = flow.detach()
-            corr = pyramid.lookup(grid + flow, self.local_matching)
+            corr = pyramid.lookup(grid + flow)
             net, delta = self.update_block(net, inp, corr.to(net.dtype), flow.to(net.dtype))
             flow = flow + delta.float()
             flows.append(flow)
         if self.fusion is not None and hypotheses is not None:
-            return self._fuse(features, net, grid, pyramid, flows, hypotheses)
+            return self._fuse(features, net, pyramid, flows, hypotheses, quarter, prior)
         laplace = None
         if self.update_block.mask is None:
             up = 8 * F.interpolate(flow, scale_factor=8, mode='bilinear', align_corners=True)
@@ -296,45 +284,62 @@ class RAFT(ModelMixin, ConfigMixin):
                 laplace = convex_upsample(self.laplace_head(net), mask, magnitude=1)
         return FlowOutput(up, flows, laplace, pyramid.volume if self.training else None)
 
+    def _judge(self, features: PairFeatures, hypotheses: Tensor) -> tuple[Tensor, Tensor]:
+        """Hypotheses and flows back at 1/4, and the log-probability of each hypothesis."""
+        k, count = self.config.num_hypotheses, hypotheses.shape[1]
+        quarter = F.avg_pool2d(hypotheses.float().flatten(1, 2), 4).unflatten(1, (count, 2)) / 4
+        cues, about = hypothesis_cues(
+            features.image1.float(), features.image2.float(), quarter[:, :k], quarter[:, k:]
+        )
+        return quarter, self.selector(cues, about).log_softmax(dim=1)
+
     def _fuse(
         self,
         features: PairFeatures,
         net: Tensor,
-        grid: Tensor,
         pyramid: CorrelationPyramid,
         flows: list[Tensor],
         hypotheses: Tensor,
+        quarter: Tensor,
+        prior: Tensor,
     ) -> FlowOutput:
         """Fuse at 1/4 resolution; the hypotheses keep their detail at full resolution."""
         assert self.fusion is not None
-        flow, full = flows[-1], hypotheses[:, :-1].float()
-        k = full.shape[1]
+        flow, k = flows[-1], self.config.num_hypotheses
+        full = hypotheses[:, :k].float()
         peak = upsample2(self.peak_flow(pyramid))
-        quarter = F.avg_pool2d(hypotheses.float().flatten(1, 2), 4).unflatten(1, (k + 1, 2)) / 4
-        backward = quarter[:, -1]
-        quarter = torch.cat([quarter[:, :-1], peak[:, None]], dim=1)
-        coarse = F.avg_pool2d(quarter.flatten(1, 2), 2).unflatten(1, (k + 1, 2)) / 2
+        backward = quarter[:, k:]
+        quarter = torch.cat([quarter[:, :k], peak[:, None]], dim=1)
+        coarse = F.avg_pool2d(quarter.flatten(1, 2), 2).unflatten(1, (-1, 2)) / 2
         coarse = torch.cat([flow[:, None], coarse], dim=1).detach()
-        fine, weights, rest, mask, laplace = self.fusion(
+        b, _, h, w = flow.shape
+        grid = coords_grid(b, h, w, flow.device)
+        # Next to the chosen ones: the refined flow in a fifth, the bare best match never.
+        own = torch.full_like(prior[:, :1], math.log(0.2))
+        prior = torch.cat([own, prior, own - 4], dim=1)
+        fused = self.fusion(
             features.quarter1,
             features.quarter2,
             upsample2(flow),
-            net,
+            torch.cat([net, features.inp[:, self.context_dim :]], dim=1),
             quarter,
+            prior,
             pyramid.log_probability(grid[:, None] + coarse),
             backward,
             self.config.fusion_rounds,
         )
-        own = convex_upsample(rest + weights[:, k:] * peak, mask, 4, border='replicate')
+        rest = fused.rest + fused.weights[:, k:] * peak
+        smooth = convex_upsample(rest, fused.mask, 4, border='replicate')
         shares = F.interpolate(
-            weights[:, :k], scale_factor=4, mode='bilinear', align_corners=False
+            fused.weights[:, :k], scale_factor=4, mode='bilinear', align_corners=False
         )
         return FlowOutput(
-            own + (shares[:, :, None] * full).sum(dim=1),
+            smooth + (shares[:, :, None] * full).sum(dim=1),
             flows,
-            convex_upsample(laplace, mask, 4, magnitude=1, border='replicate'),
+            convex_upsample(fused.laplace, fused.mask, 4, magnitude=1, border='replicate'),
             pyramid.volume if self.training else None,
-            fine,
+            fused.flows,
+            fused.selections,
         )
 
     def forward(
@@ -379,7 +384,7 @@ RAFT_SMALL = {
     'mask_dim': 0,
 }
 
-RAFT_TINY = {
+RAFT_TINY: dict[str, Any] = {
     'block': 'residual',
     'encoder_dims': (16, 48, 96),
     'encoder_depths': (1, 1, 2),
@@ -395,5 +400,8 @@ RAFT_TINY = {
     'gru': 'sep',
     'mask_dim': 0,
     'negative_slope': 0.1,
-    'num_hypotheses': 3,
+    'opening': 9,
+    # Those of flow/hypotheses.py.
+    'num_hypotheses': 5,
+    'num_backward': 2,
 }

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from daflow_ros.models.correlation import CorrelationPyramid, coords_grid
 from daflow_ros.models.encoder import Encoder
-from daflow_ros.models.raft import FlowOutput, convex_upsample
+from daflow_ros.models.raft import FlowOutput
 from daflow_ros.models.raft_checkpoints import load_state, read_state_dict
 from daflow_ros.models.update import MotionEncoder
+from daflow_ros.models.upsampling import convex_upsample
 
 DEPTHS = {'resnet18': (2, 2, 2), 'resnet34': (3, 4, 6)}
 

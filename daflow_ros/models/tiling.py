@@ -17,7 +17,7 @@ from torch import Tensor
 from daflow_ros.models.raft import FlowOutput
 
 #: frames (B, F, 3, H, W) in [-1, 1], iterations, start (B, 2, H/8, W/8) or None, hypotheses
-#: (B, K + 1, 2, H, W) or None -> one pair each.
+#: (B, K + M, 2, H, W) or None -> one pair each.
 Predict = Callable[[Tensor, int, Tensor | None, Tensor | None], FlowOutput]
 
 
@@ -70,7 +70,7 @@ def predict_tiled(
         frames: ``(B, F, 3, H, W)``, H and W multiples of ``multiple``.
         iterations: refinement iterations.
         initial_flow: ``(B, 2, H/8, W/8)`` or None.
-        hypotheses: ``(B, K + 1, 2, H, W)`` or None.
+        hypotheses: ``(B, K + M, 2, H, W)`` or None.
         pixel_budget: px of a tile at most.
         multiple: what a tile's sides have to divide by.
         overlap: px that neighbours share at least.

@@ -1,38 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated, degraded clips on disk, so that idle cores can draw them ahead of the training.
+"""Generated clips on disk, so that idle cores can draw and match them ahead of the training.
 
-A shard is an uncompressed ``.npz`` of `SHARD` clips: ``frames`` uint8 (N, F, 3, H, W), degraded;
-``flow`` float16 (N, 2, H, W) px of the last pair; ``occluded`` its packed mask.
+A shard is an uncompressed ``.npz`` of `SHARD` clips. Clean: ``frames`` uint8 (N, F, 3, H, W);
+``flow`` float16 (N, 2, H, W) px of the last pair; ``occluded`` its packed mask. Degraded: the
+same, with ``hypotheses`` float16 (N, K + M, 2, H, W) px of the degraded last pair, and their
+``cues`` (N, K, P, H/4, W/4) and ``about`` (N, Q, H/4, W/4) of `daflow_ros/models/cues.py`.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 from daflow_ros.degradation import random_degradation
-from daflow_ros.training.scenes import Clip, SceneGenerator
+from daflow_ros.flow.hypotheses import HYPOTHESES
+from daflow_ros.models.cues import hypothesis_cues
+from daflow_ros.training.networks import clip_hypotheses
+from daflow_ros.training.scenes import SceneGenerator
 from daflow_ros.training.textures import TextureBank
 
 SHARD = 32
 #: Largest camera translation as a share of the side, of the quarters of a shard.
-REACHES = (0.05, 0.08, 0.12, 0.16)
+REACHES = (0.03, 0.06, 0.10, 0.15)
+
+
+@dataclass
+class Sample:
+    """A batch to train flow on.
+
+    Attributes:
+        frames: ``(B, F, 3, H, W)`` in [-1, 1].
+        flow: ``(B, 2, H, W)`` px of the last pair.
+        occluded: ``(B, 1, H, W)`` bool.
+        hypotheses: ``(B, K + M, 2, H, W)`` px, or None.
+    """
+
+    frames: Tensor
+    flow: Tensor
+    occluded: Tensor
+    hypotheses: Tensor | None
+
+    def crop(self, size: int, generator: torch.Generator) -> Sample:
+        """A random window of ``size`` px a side, or the whole where it is no larger."""
+        height, width = self.flow.shape[-2:]
+        draws = torch.rand((2,), generator=generator, device=generator.device).tolist()
+        top = int(draws[0] * (max(height - size, 0) + 1))
+        left = int(draws[1] * (max(width - size, 0) + 1))
+        window = (..., slice(top, top + size), slice(left, left + size))
+        others = None if self.hypotheses is None else self.hypotheses[window]
+        return Sample(self.frames[window], self.flow[window], self.occluded[window], others)
+
+
+def flip(sample: Sample, generator: torch.Generator) -> Sample:
+    """Mirror a batch left-right and/or upside down."""
+    draws = torch.rand((2,), generator=generator, device=generator.device).tolist()
+    for axis, chance in enumerate((0.5, 0.25)):
+        if draws[axis] < chance:
+            dims = (-1 - axis,)
+            signs = torch.ones(2, 1, 1, device=sample.flow.device)
+            signs[axis] = -1
+            others = sample.hypotheses
+            sample = replace(
+                sample,
+                frames=sample.frames.flip(dims),
+                occluded=sample.occluded.flip(dims),
+                flow=sample.flow.flip(dims) * signs,
+                hypotheses=None if others is None else others.flip(dims) * signs,
+            )
+    return sample
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    part = path.with_suffix('.part')
+    with part.open('wb') as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    os.replace(part, path)
 
 
 def write_clips(
     folder: str | Path,
     imagery: str | None,
     shards: int,
-    size: int = 192,
+    size: int = 256,
     frames: int = 2,
     seed: int = 1,
     device: str = 'cpu',
 ) -> None:
-    """Draw ``shards`` shards into ``folder``; those that are there already are kept.
+    """Draw ``shards`` shards of clean clips into ``folder``; those that are there are kept.
 
     Several processes with seeds of their own may write into one folder. A run that was broken
     off begins its missing shards from the seed and the shard's number, so that nothing repeats.
@@ -47,25 +108,73 @@ def write_clips(
         if path.exists():
             continue
         generator.manual_seed(seed * 1_000_003 + number)
-        parts: dict[str, list[np.ndarray]] = {'frames': [], 'flow': [], 'occluded': []}
-        for scene in scenes:
-            clip = scene(SHARD // len(scenes), generator)
-            degraded = random_degradation(clip.frames, generator) * 255
-            parts['frames'].append(degraded.round().clamp(0, 255).to(torch.uint8).cpu().numpy())
-            parts['flow'].append(clip.flow[:, -1].half().cpu().numpy())
-            parts['occluded'].append(np.packbits(clip.occluded[:, -1].cpu().numpy(), axis=-1))
-        part = out / f'{path.stem}.part'
-        with part.open('wb') as file:
-            images, flow, occluded = (np.concatenate(parts[name]) for name in parts)
-            np.savez(file, frames=images, flow=flow, occluded=occluded)
-        os.replace(part, path)
+        clips = [scene(SHARD // len(scenes), generator) for scene in scenes]
+        images = torch.cat([clip.frames for clip in clips]) * 255
+        occluded = torch.cat([clip.occluded[:, -1] for clip in clips]).cpu().numpy()
+        _write(
+            path,
+            {
+                'frames': images.round().clamp(0, 255).to(torch.uint8).cpu().numpy(),
+                'flow': torch.cat([clip.flow[:, -1] for clip in clips]).half().cpu().numpy(),
+                'occluded': np.packbits(occluded, axis=-1),
+            },
+        )
+
+
+def degrade_clips(
+    source: str | Path,
+    folder: str | Path,
+    seed: int = 1,
+    part: tuple[int, int] = (0, 1),
+) -> None:
+    """Degrade and match stored clean clips, shard by shard; what is there is kept.
+
+    Args:
+        source: folder of :func:`write_clips`; folder: where the degraded ones go.
+        seed: of the degradations; another one gives further shards of the same clips.
+        part: (i, n) treats every n-th shard from the i-th, for n processes.
+
+    Raises:
+        FileNotFoundError: no shard in the source.
+    """
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = _shards(source)
+    generator = torch.Generator()
+    for index in tqdm(range(part[0], len(paths), part[1]), unit='shard'):
+        path = out / f'{paths[index].stem}_{seed:03d}.npz'
+        if path.exists():
+            continue
+        with np.load(paths[index], allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        generator.manual_seed(seed * 1_000_003 + index)
+        bad = random_degradation(torch.from_numpy(arrays['frames']).float() / 255, generator)
+        bad = (bad * 255).round().clamp(0, 255)
+        arrays['frames'] = bad.to(torch.uint8).numpy()
+        frames = bad / 127.5 - 1
+        flows = clip_hypotheses(frames)
+        arrays['hypotheses'] = flows.half().numpy()
+        quarter = F.avg_pool2d(flows.flatten(1, 2), 4).unflatten(1, flows.shape[1:3]) / 4
+        count = len(HYPOTHESES)
+        judged = hypothesis_cues(
+            frames[:, -2], frames[:, -1], quarter[:, :count], quarter[:, count:]
+        )
+        arrays['cues'], arrays['about'] = (x.half().numpy() for x in judged)
+        _write(path, arrays)
+
+
+def _shards(folder: str | Path) -> list[Path]:
+    paths = sorted(Path(folder).glob('*.npz'), key=lambda path: path.stem[::-1])
+    if not paths:
+        raise FileNotFoundError(f'{folder}: no clips (`daflow clips` writes them)')
+    return paths
 
 
 class StoredClips:
     """Batches of stored clips in the order of their shards, over and over.
 
     Args:
-        folder: of :func:`write_clips`.
+        folder: of :func:`write_clips` or :func:`degrade_clips`.
         rank, world: this process reads every ``world``-th shard.
 
     Raises:
@@ -73,34 +182,49 @@ class StoredClips:
     """
 
     def __init__(self, folder: str | Path, rank: int = 0, world: int = 1) -> None:
-        self.paths = sorted(Path(folder).glob('*.npz'), key=lambda path: path.stem[::-1])
-        if not self.paths:
-            raise FileNotFoundError(f'{folder}: no clips (`daflow clips` writes them)')
+        self.paths = _shards(folder)
         self.rank, self.world = rank, world
         self._held: tuple[int, dict[str, np.ndarray]] | None = None
 
-    def _shard(self, index: int) -> dict[str, np.ndarray]:
+    def shard(self, index: int) -> dict[str, np.ndarray]:
+        """Arrays of one shard."""
         if self._held is None or self._held[0] != index:
             with np.load(self.paths[index], allow_pickle=False) as file:
                 self._held = index, {name: file[name] for name in file.files}
         return self._held[1]
 
-    def batch(self, number: int, size: int, device: torch.device) -> Clip:
-        """Batch ``number`` (from 0) of ``size`` clips; the same however often it is asked for."""
+    def rows(self, number: int, size: int) -> dict[str, np.ndarray]:
+        """Arrays of batch ``number`` (from 0) of ``size`` clips.
+
+        Raises:
+            ValueError: a batch larger than a shard.
+        """
         per_shard = SHARD // size
         if not per_shard:
             raise ValueError(f'a batch of {size} is larger than a shard of {SHARD} clips')
         index = (number // per_shard * self.world + self.rank) % len(self.paths)
-        begin = number % per_shard * size
-        shard = self._shard(index)
-        rows = slice(begin, begin + size)
-        flow = torch.from_numpy(shard['flow'][rows].astype(np.float32))[:, None]
-        width = flow.shape[-1]
-        occluded = np.unpackbits(shard['occluded'][rows], axis=-1)[..., :width].astype(bool)
-        frames = torch.from_numpy(shard['frames'][rows]).float() / 255
-        return Clip(
-            frames.to(device),
-            flow.to(device),
-            torch.from_numpy(occluded).reshape(*flow.shape[:2], 1, *flow.shape[-2:]).to(device),
-            torch.ones(size, 1, *flow.shape[-2:], device=device),
+        # A clip from each part of the shard: the reach of the motion grows from part to part.
+        rows = number % per_shard + per_shard * np.arange(size)
+        return {name: array[rows] for name, array in self.shard(index).items()}
+
+    def batch(self, number: int, size: int, device: torch.device) -> Sample:
+        """Batch ``number`` of degraded clips; the same however often it is asked for.
+
+        Raises:
+            ValueError: the shard holds clean clips.
+        """
+        rows = self.rows(number, size)
+        if 'hypotheses' not in rows:
+            raise ValueError('clean clips: `daflow clips --degrade` makes those to train on')
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array.astype(np.float32)).to(device)
+
+        width = rows['flow'].shape[-1]
+        occluded = np.unpackbits(rows['occluded'], axis=-1)[..., :width].astype(bool)
+        return Sample(
+            tensor(rows['frames']) / 127.5 - 1,
+            tensor(rows['flow']),
+            torch.from_numpy(occluded).to(device),
+            tensor(rows['hypotheses']),
         )

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from daflow_ros.models.correlation import coords_grid
-from daflow_ros.models.raft import FlowOutput
+from daflow_ros.models.raft import FlowOutput, laplace_scales
 
 
 def sequence_loss(
-    output: FlowOutput, flow: Tensor, valid: Tensor, gamma: float = 0.8
+    output: FlowOutput, flow: Tensor, valid: Tensor, gamma: float = 0.8, balance: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """RAFT's loss, sum of gamma^(M - i) |f_i - f*|_1 over the iterations (DA-Flow section 3.4).
 
@@ -24,10 +23,24 @@ def sequence_loss(
     Args:
         output: of the network.
         flow: ``(B, 2, H, W)`` px; valid: ``(B, 1, H, W)`` in {0, 1}.
+        gamma: weight of an iteration relative to the next.
+        balance: px; a clip with mean error e counts 1 / (1 + e / balance), so that the few that
+            nothing can match do not drown the others. 0 counts all alike.
 
     Returns:
         The loss in px, and the end-point error ``(B, H, W)`` of the last prediction.
     """
+    final = output.flow - flow
+    error = final.detach().norm(dim=1)
+    counts = flow.new_ones(len(flow))
+    if balance:
+        mean = (error * valid[:, 0]).mean(dim=(1, 2))
+        counts = 1 / (1 + mean / balance)
+
+    def mean_of(errors: Tensor, weight: Tensor) -> Tensor:
+        total = weight.sum(dim=(1, 2, 3)).clamp(min=1)
+        return (counts * (errors * weight).abs().sum(dim=(1, 2, 3)) / (2 * total)).mean()
+
     stages = [(8, low) for low in output.flows_low]
     stages += [(4, fine) for fine in output.flows_quarter]
     # Without a fusion the last prediction at 1/8 is the one that is compared at full size; with
@@ -41,11 +54,8 @@ def sequence_loss(
             low = F.avg_pool2d(flow * valid, factor) / share.clamp(min=1e-3)
             truths[factor] = low, (share > 0.5).float()
         low, weight = truths[factor]
-        error = (factor * prediction - low).abs() * weight
-        loss = loss + gamma ** (last - i) * error.sum() / (2 * weight.sum().clamp(min=1))
-    error = output.flow - flow
-    loss = loss + (error.abs() * valid).sum() / (2 * valid.sum().clamp(min=1))
-    return loss, error.detach().norm(dim=1)
+        loss = loss + gamma ** (last - i) * mean_of(factor * prediction - low, weight)
+    return loss + mean_of(final, valid), error
 
 
 def matching_loss(correlation: Tensor, flow: Tensor, visible: Tensor) -> Tensor:
@@ -81,19 +91,43 @@ def matching_loss(correlation: Tensor, flow: Tensor, visible: Tensor) -> Tensor:
     return (loss * mask).sum() / mask.sum().clamp(min=1)
 
 
+def selection_loss(selections: list[tuple[Tensor, Tensor]], flow: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of a fusion's weights against a soft choice of the best candidate.
+
+    Where the blend is off, the loss of the flow says only that; this one says which candidate
+    was right. Pixels count by how much there is to choose, full from 3 px on.
+
+    Args:
+        selections: of each round, log-weights ``(B, K, h, w)`` and candidates
+            ``(B, K, 2, h, w)`` in 1/4-resolution px.
+        flow: ``(B, 2, H, W)`` px; valid: ``(B, 1, H, W)`` in {0, 1}.
+    """
+    share = F.avg_pool2d(valid, 4)
+    low = F.avg_pool2d(flow * valid, 4) / share.clamp(min=1e-3)
+    loss = flow.new_zeros(())
+    for log_weights, candidates in selections:
+        error = (4 * candidates.detach().float() - low[:, None]).norm(dim=2)
+        least = error.min(dim=1, keepdim=True).values
+        target = (-(error - least) / (0.04 + 0.15 * least)).softmax(dim=1)
+        worth = ((error.max(dim=1).values - least[:, 0]) / 3).clamp(max=1) * (share[:, 0] > 0.5)
+        entropy = -(target * log_weights.clamp(min=-30)).sum(dim=1)
+        loss = loss + (entropy * worth).sum() / worth.sum().clamp(min=1)
+    return loss / max(len(selections), 1)
+
+
 def laplace_nll(laplace: Tensor, flow: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Negative log-likelihood of a mixture of two Laplace distributions (SEA-RAFT section 3.2).
 
-    One component has the fixed scale 1 px (log b2 = 0), the other a predicted one, at least as
-    wide. The flow is not moved by this loss: it only learns to tell its own error.
+    The flow is not moved by this loss: it only learns to tell its own error.
 
     Args:
-        laplace: ``(B, 3, H, W)``, two weight logits and raw log b1 (clamped to 0-10).
+        laplace: ``(B, 4, H, W)`` two weight logits and two log scales, or ``(B, 3, H, W)`` as
+            SEA-RAFT has it: log b1 is at least 0, log b2 = 0.
         flow, target: ``(B, 2, H, W)`` px; valid: ``(B, 1, H, W)`` in {0, 1}.
     """
     error = (flow.detach() - target).abs()
     log_weights = laplace[:, :2].log_softmax(dim=1)
-    log_b = torch.cat([laplace[:, 2:].clamp(0, 10), torch.zeros_like(laplace[:, 2:])], dim=1)
+    log_b = laplace_scales(laplace)
     # u and v share the weights and scales.
     terms = (
         log_weights[:, :, None]

@@ -113,12 +113,12 @@ def raft_of(network: RAFT | DAFlow) -> RAFT:
 
 
 def clip_hypotheses(frames: Tensor) -> Tensor:
-    """Classical hypotheses of the last pairs, ``(B, K + 1, 2, H, W)`` px.
+    """Classical hypotheses of the last pairs, ``(B, K + M, 2, H, W)`` px.
 
     Args:
-        frames: ``(B, F, 3, H, W)`` in [0, 1], degraded; matched on the CPU.
+        frames: ``(B, F, 3, H, W)`` in [-1, 1]; matched on the CPU.
     """
-    levels = (frames[:, -2:] * 255).round().clamp(0, 255).to(torch.uint8)
+    levels = (127.5 * (frames[:, -2:] + 1)).round().clamp(0, 255).to(torch.uint8)
     pairs = levels.permute(0, 1, 3, 4, 2).contiguous().cpu().numpy()
     flows = torch.from_numpy(np.stack([dis_hypotheses(*pair) for pair in pairs]))
     return flows.permute(0, 1, 4, 2, 3).to(frames.device)

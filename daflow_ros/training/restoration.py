@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from daflow_ros.models.daflow import DAFlow
-from daflow_ros.training.flow_training import FlowTrainer, FlowTrainingConfig, degrade_batch
-from daflow_ros.training.scenes import Clip
+from daflow_ros.training.flow_training import FlowTrainer, degrade_batch
+from daflow_ros.training.trainer import TrainingConfig
 
 
 def noise_levels(count: int, pure: float, generator: torch.Generator) -> Tensor:
@@ -61,7 +61,7 @@ def flow_matching_loss(
 class RestorationTrainer(FlowTrainer):
     """As :class:`FlowTrainer`, with the restoration loss; trains the transformer alone."""
 
-    def __init__(self, config: FlowTrainingConfig) -> None:
+    def __init__(self, config: TrainingConfig) -> None:
         super().__init__(config)
         if not isinstance(self.network, DAFlow):
             raise ValueError('only a DA-Flow has a transformer to pre-train')
@@ -72,10 +72,11 @@ class RestorationTrainer(FlowTrainer):
             return super().trains(name)
         return name.startswith('null_') and not self.config.control_only
 
-    def loss(self, clip: Clip) -> tuple[Tensor, dict[str, float]]:
+    def loss(self) -> tuple[Tensor, dict[str, float]]:
         """Flow-matching loss; logs the error of the input and of the restored clip."""
-        clean = 2 * clip.frames - 1
-        degraded = 2 * degrade_batch(clip, self.config.degraded, self.generator) - 1
+        frames = self.clip().frames
+        clean = 2 * frames - 1
+        degraded = 2 * degrade_batch(frames, self.config.degraded, self.generator) - 1
         model: DAFlow = getattr(self.model, 'module', self.model)
         shape = model.latent.encode(clean.flatten(0, 1)).shape
         noise = torch.randn(shape, generator=self.generator, device=clean.device)
