@@ -348,7 +348,7 @@ def test_three_frames_come_from_successive_calls(folder, tmp_path):
 
     model = DAFlow.from_pretrained(folder).eval()
     model.dpt_query.output.weight.normal_(0, 0.1)  # at zero, features would not show in the flow
-    model.raft.fusion.head.bias[0] = 50.0  # nor where hypotheses are chosen instead
+    model.raft.fusion.head.bias[6] = 50.0  # nor where their best match is not chosen
     model.save_pretrained(tmp_path)
     rng = np.random.default_rng(5)
     images = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(4)]

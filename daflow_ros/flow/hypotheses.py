@@ -38,8 +38,9 @@ class Preparation(NamedTuple):
 
 
 #: Measured on ten real pairs, clean and in the heaviest rain, snow and noise (mean end-point
-#: error, px): DIS's medium preset 1.31, 7.05, 5.81, 1.84; the first of these 0.94, 4.29, 4.11,
-#: 1.50; third 1.47, 2.38, 3.57, 2.19; fourth 1.44, 3.64, 4.40, 1.64; last 1.84, 2.62, 2.55, 2.66.
+#: error, px): DIS's medium preset 1.31, 7.05, 5.81, 1.84; the first of these, with 40 iterations,
+#: 0.94, 4.29, 4.11, 1.50; third 1.47, 2.38, 3.57, 2.19; fourth 1.44, 3.64, 4.40, 1.64; last 1.84,
+#: 2.62, 2.55, 2.66.
 #: The second is worse than the first by itself, but keeps the edges of small objects.
 HYPOTHESES: tuple[Preparation, ...] = (
     Preparation(1, 0, False, 120.0, 20),
