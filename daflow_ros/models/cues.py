@@ -36,10 +36,23 @@ def opening(x: Tensor, side: int) -> Tensor:
     """Morphological opening of ``(B, 1, H, W)`` by a square: the largest of the least about."""
 
     def largest(x: Tensor) -> Tensor:
-        rows = F.max_pool2d(x, (1, side), 1, (0, side // 2))
-        return F.max_pool2d(rows, (side, 1), 1, (side // 2, 0))
+        x = F.pad(x, (side // 2,) * 4, value=-torch.inf)
+        for dim in (-1, -2):
+            # Windows double and overlap: a tenth of the time of a maximum pooling on a CPU.
+            width = 1
+            while width < side:
+                step = min(width, side - width)
+                rest = x.shape[dim] - step
+                x = torch.maximum(x.narrow(dim, 0, rest), x.narrow(dim, step, rest))
+                width += step
+        return x
 
     return largest(-largest(-x))
+
+
+def length(vectors: Tensor, dim: int) -> Tensor:
+    """Euclidean norm over a short dimension; several times as fast as torch's, no gradient."""
+    return vectors.detach().square().sum(dim=dim).sqrt()
 
 
 def forward_backward_error(flow: Tensor, backward: Tensor) -> Tensor:
@@ -49,8 +62,7 @@ def forward_backward_error(flow: Tensor, backward: Tensor) -> Tensor:
     in px.
     """
     back = warp(backward.flatten(1, 2), flow).unflatten(1, (-1, 2))
-    error = 4 * (flow[:, None] + back).norm(dim=2)
-    return error.detach().clamp(max=10)
+    return (4 * length(flow[:, None] + back, 2)).clamp(max=10)
 
 
 def box(x: Tensor, side: int) -> Tensor:
@@ -83,8 +95,8 @@ def hypothesis_cues(
     wide = box(back.flatten(1, 2), 5).unflatten(1, (count, 2))
     cues = [*(back + 0.3).log().unbind(dim=2), *wide.unbind(dim=2)]
     half = [2 * F.interpolate(f, scale_factor=2, mode='bilinear') for f in each]
-    for side in (0, 9):
-        first, second = (opening(x, side) if side else x for x in (grey1, grey2))
+    opened1, opened2 = (opening(x, 9) for x in (grey1, grey2))
+    for first, second in ((grey1, grey2), (opened1, opened2)):
         small1, small2 = F.avg_pool2d(first, 2), F.avg_pool2d(second, 2)
         warped = torch.cat([warp(small2, flow) for flow in half], dim=1)
         cost = F.avg_pool2d(mismatch(small1.expand_as(warped), warped), 2)
@@ -95,10 +107,9 @@ def hypothesis_cues(
     warped = torch.cat([warp(coarse2, flow) for flow in each], dim=1)
     cues.append(mismatch(coarse1.expand_as(warped), warped))
     median = hypotheses.median(dim=1, keepdim=True).values
-    cues.append((4 * (hypotheses - median).norm(dim=2) + 0.3).log())
+    cues.append((4 * length(hypotheses - median, 2) + 0.3).log())
     smooth = box(hypotheses.flatten(1, 2), 5).unflatten(1, (count, 2))
-    cues.append((4 * box((hypotheses - smooth).norm(dim=2), 3) + 0.1).log())
-    opened = opening(grey1, 9)
+    cues.append((4 * box(length(hypotheses - smooth, 2), 3) + 0.1).log())
     detail = (grey1 - box(grey1, 3)).abs()
-    about = F.avg_pool2d(torch.cat([grey1 - opened, detail, opened], dim=1), 4)
+    about = F.avg_pool2d(torch.cat([grey1 - opened1, detail, opened1], dim=1), 4)
     return torch.stack(cues, dim=2), (box(about, 5) + 0.01).log()

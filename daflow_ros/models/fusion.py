@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from daflow_ros.models.cues import forward_backward_error, warp
+from daflow_ros.models.cues import forward_backward_error, length, warp
 from daflow_ros.models.unet import SLOPE, UNet, double
 
 
@@ -184,8 +184,8 @@ class FlowFusion(nn.Module):
             flow = rest + (weights[:, :, None] * hypotheses).sum(dim=1)
             flows.append(flow)
             state = torch.tanh(self.state(x))
-        away = (candidates - flow[:, None]).norm(dim=2)
-        spread = 4 * (logits.softmax(dim=1) * away).sum(dim=1, keepdim=True)
+        apart = length(candidates - flow[:, None], 2)
+        spread = 4 * (logits.softmax(dim=1) * apart).sum(dim=1, keepdim=True)
         doubt = torch.cat([forward_backward_error(flow, backward), spread.detach()], dim=1)
         laplace = self.laplace(torch.cat([x.detach(), (doubt + 0.2).log().to(x.dtype)], dim=1))
         return Fused(flows, weights, rest, 0.25 * self.mask(x), laplace, selections)
