@@ -4,7 +4,7 @@
 For every hypothesis: forward-backward errors, normalised cross-correlation of the images along
 it (as they are, and after a morphological opening, which takes rain and flakes away), brightness
 difference, distance from the median of all, roughness. What they are worth in which weather is
-for a network to learn (`fusion.py`). Ours; nothing of it is in the DA-Flow paper.
+for a network to learn (`selector.py`). Ours; nothing of it is in the DA-Flow paper.
 
 Shapes: images ``(B, 3, H, W)`` in [-1, 1]; flow ``(B, K, 2, H/4, W/4)`` in 1/4-resolution px.
 """

@@ -2,7 +2,7 @@
 """Which of several flow hypotheses to trust where, from the cues of `cues.py`.
 
 A small U-Net over all cues of all hypotheses. It needs no features of the images and so trains
-by itself, some hundred times faster than a flow network. Ours.
+by itself, far faster than a flow network. Ours; nothing of it is in the DA-Flow paper.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of the choice between hypotheses (`daflow_ros/models/selector.py`), before the flow.
 
-It needs the cues that ``daflow clips --degrade`` stores, no images, and so runs through some
-hundred clips a second on two cores. The result is a raft_tiny that knows how to choose and
-nothing else: the ``start`` of flow training.
+It needs the cues that ``daflow clips --degrade`` stores, no images. The result is a raft_tiny
+that knows how to choose and nothing else: the ``start`` of flow training.
 """
 
 from __future__ import annotations
