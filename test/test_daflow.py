@@ -101,7 +101,7 @@ def test_fusion_can_learn_away_from_the_start():
     x = images(height=64, width=64)
     for _ in range(2):
         optimiser.zero_grad()
-        out = model(x, 2, hypotheses=torch.zeros(len(x), 7, 2, 64, 64))
+        out = model(x, 2, hypotheses=torch.zeros(len(x), 10, 2, 64, 64))
         loss = sum((f - 1).abs().mean() for f in out.flows_low[1:])
         (loss + out.laplace.square().mean()).backward()
         optimiser.step()
@@ -347,8 +347,8 @@ def test_three_frames_come_from_successive_calls(folder, tmp_path):
     from daflow_ros.training.networks import clip_hypotheses
 
     model = DAFlow.from_pretrained(folder).eval()
-    model.dpt_query.output.weight.normal_(0, 0.1)  # at zero, features would not show in the flow
-    model.raft.fusion.head.bias[6] = 50.0  # nor where their best match is not chosen
+    model.dpt_query.output.weight.normal_(0, 3.0)  # at zero, features would not show in the flow
+    model.raft.fusion.head.bias[0] = 50.0  # nor where the own flow is not chosen
     model.save_pretrained(tmp_path)
     rng = np.random.default_rng(5)
     images = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(4)]
@@ -402,7 +402,7 @@ def test_save_and_load_keep_the_flow(folder, tmp_path):
 
     model = DAFlow.from_pretrained(folder).eval()
     x = images(height=64, width=64)
-    others = torch.randn(len(x), 7, 2, 64, 64)
+    others = torch.randn(len(x), 10, 2, 64, 64)
     expected = model(x, 2, hypotheses=others).flow
     torch.testing.assert_close(load_daflow(folder)(x, 2, hypotheses=others).flow, expected)
     assert json.loads((folder / 'config.json').read_text())['taps'] == list(DAFLOW_TINY['taps'])

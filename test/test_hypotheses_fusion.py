@@ -7,9 +7,16 @@ import pytest
 import torch
 
 from daflow_ros import load_estimator
-from daflow_ros.flow.hypotheses import BACKWARD, HYPOTHESES, dis_hypotheses, even_contrast
-from daflow_ros.models.correlation import CorrelationPyramid
+from daflow_ros.flow.dominant_motion import dominant_motion
+from daflow_ros.flow.hypotheses import (
+    BACKWARD,
+    HYPOTHESES,
+    NUM_HYPOTHESES,
+    dis_hypotheses,
+    even_contrast,
+)
 from daflow_ros.models.cues import (
+    box,
     forward_backward_error,
     hypothesis_cues,
     mismatch,
@@ -18,7 +25,7 @@ from daflow_ros.models.cues import (
 )
 from daflow_ros.models.fusion import FlowFusion, local_correlation
 from daflow_ros.models.raft import RAFT, RAFT_TINY
-from daflow_ros.models.selector import HypothesisSelector
+from daflow_ros.models.selector import HypothesisSelector, propagate
 from daflow_ros.models.unet import UNet
 from daflow_ros.models.upsampling import convex_upsample
 
@@ -34,12 +41,13 @@ def moved(height=160, width=200, dx=6, dy=-3):
 
 def test_every_hypothesis_finds_a_shift_at_its_scale():
     flows = dis_hypotheses(*moved())
-    assert flows.shape == (len(HYPOTHESES) + len(BACKWARD), 160, 200, 2)
+    assert flows.shape == (NUM_HYPOTHESES + len(BACKWARD), 160, 200, 2)
     assert flows.dtype == np.float32
     for flow, how in zip(flows, HYPOTHESES, strict=False):
         inner = flow[30:-30, 30:-30]
         assert np.abs(np.median(inner, axis=(0, 1)) - [6, -3]).max() < 0.25 * how.factor
-    for flow in flows[len(HYPOTHESES) :]:
+    assert np.abs(flows[len(HYPOTHESES)] - [6, -3]).mean() < 0.5  # the dominant motion
+    for flow in flows[NUM_HYPOTHESES:]:
         back = np.median(flow[30:-30, 30:-30], axis=(0, 1))
         assert np.abs(back - [-6, 3]).max() < 1
 
@@ -52,7 +60,7 @@ def test_opening_sees_through_falling_snow():
         second[y + 7 : y + 11, x : x + 4] = 230
     flows = dis_hypotheses(first, second)
     errors = np.abs(flows[:, 30:-30, 30:-30] - [4, 1]).sum(axis=-1).mean(axis=(1, 2))
-    assert errors[2] < 0.5 * errors[3]  # the same preparation without the opening
+    assert errors[3] < 0.5 * errors[4]  # the same preparation without the opening
 
 
 def test_even_contrast_undoes_a_veil():
@@ -68,7 +76,7 @@ def test_even_contrast_undoes_a_veil():
 @pytest.mark.parametrize('size', [(16, 16), (20, 90), (32, 40), (32, 2000)])
 def test_images_of_any_size_are_matched(size):
     flows = dis_hypotheses(*moved(*size, dx=1, dy=0))
-    assert flows.shape == (len(HYPOTHESES) + len(BACKWARD), *size, 2) and np.isfinite(flows).all()
+    assert flows.shape == (NUM_HYPOTHESES + len(BACKWARD), *size, 2) and np.isfinite(flows).all()
     assert np.abs(np.median(flows[0], axis=(0, 1)) - [1, 0]).max() < 0.5
 
 
@@ -96,27 +104,28 @@ def test_warp_and_local_correlation_against_plain_loops():
                 assert float(volume[0, index, y, x]) == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_untrained_fusion_mixes_by_the_prior():
+def test_untrained_fusion_mixes_by_the_shares():
     torch.manual_seed(0)
     fusion = FlowFusion(8, 4, 2)
-    with torch.no_grad():
-        fusion.head.bias.zero_()
     flow = torch.full((1, 2, 8, 8), 3.0)
-    others = torch.stack([torch.zeros_like(flow), torch.full_like(flow, -6.0)], dim=1)
+    values = torch.tensor([0.0, -6.0, 2.0])  # two hypotheses and the propagated flow
+    candidates = values[None, :, None, None, None].expand(1, 3, 2, 8, 8)
     features, context = torch.randn(2, 1, 8, 8, 8), torch.zeros(1, 4, 4, 4)
-    evidence, back = torch.zeros(1, 3, 4, 4), torch.zeros_like(flow)[:, None]
-    logits = torch.tensor([0.0, 3.0, -1.0])
-    prior = logits[None, :, None, None].expand(1, 3, 8, 8)
-    out = fusion(*features, flow, context, others, prior, evidence, back, 1)
-    share = logits.softmax(0)
-    mixed = float(3 * share[0] - 6 * share[2])
-    torch.testing.assert_close(out[0][0], torch.full_like(flow, mixed))
-    torch.testing.assert_close(out.weights[0, :, 4, 4], share[1:])
-    torch.testing.assert_close(out.rest, torch.full_like(flow, float(3 * share[0])))
-    assert out.mask.shape == (1, 144, 8, 8) and out.laplace.shape == (1, 4, 8, 8)
-    log_weights, candidates = out.selections[0]
-    torch.testing.assert_close(log_weights[0, :, 4, 4].exp(), share)
-    assert torch.equal(candidates, torch.cat([flow[:, None], others], dim=1))
+    back = torch.zeros_like(flow)[:, None]
+    shares = torch.tensor([0.5, 0.3, 0.2])
+    given = shares.log()[None, :, None, None].expand(1, 3, 8, 8)
+    out = fusion(*features, flow, context, given, candidates, back, 1)
+    own = 0.1 / 1.1
+    shares = shares / 1.1
+    mixed = 3 * own + float((shares * values).sum())
+    torch.testing.assert_close(out.flows[0], torch.full_like(flow, mixed))
+    torch.testing.assert_close(out.shares[0, :, 4, 4], shares[:2])
+    rest = 3 * own + 2 * float(shares[2])
+    torch.testing.assert_close(out.rest, torch.full_like(flow, rest))
+    assert out.laplace.shape == (1, 4, 8, 8)
+    log_shares, every = out.selections[0]
+    torch.testing.assert_close(log_shares[0, 1:, 4, 4].exp(), shares)
+    assert torch.equal(every, torch.cat([flow[:, None], candidates], dim=1))
 
 
 def test_forward_backward_error_in_px_of_full_resolution():
@@ -134,25 +143,13 @@ def test_all_hypotheses_right_gives_the_truth_at_full_resolution():
     network = RAFT(**RAFT_TINY).eval()
     truth = torch.zeros(1, 2, 64, 64)
     truth[:, 0, :, 33:] = 2.0
-    others = torch.stack([truth] * 5 + [-truth] * 2, dim=1)
+    others = torch.stack([truth] * NUM_HYPOTHESES + [-truth] * len(BACKWARD), dim=1)
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        network.fusion.head.bias[1:6] = 50.0
+        network.fusion.head.bias[0] = -50.0
+        network.selector.head.bias[-1] = -50.0
         flow = network(image, image, 1, None, others).flow
     torch.testing.assert_close(flow, truth, atol=1e-4, rtol=0)
-
-
-def test_log_probability_and_peak_against_the_whole_softmax():
-    torch.manual_seed(0)
-    features = torch.nn.functional.normalize(torch.randn(1, 16, 8, 10), dim=1)
-    moved = torch.roll(features, (2, -1), dims=(3, 2))  # 2 cells right, 1 up
-    pyramid = CorrelationPyramid(features, moved, 2, 3, 40.0)
-    at = torch.tensor([5.0, 3.0]).reshape(1, 1, 2, 1, 1).expand(1, 1, 2, 8, 10)
-    expected = pyramid.volume.log_softmax(-1)[0, :, 3 * 10 + 5].reshape(8, 10)
-    torch.testing.assert_close(pyramid.log_probability(at)[0, 0], expected, atol=1e-4, rtol=0)
-    peak = RAFT(**RAFT_TINY).peak_flow(pyramid)[0, :, 2:-2, 2:-3]
-    torch.testing.assert_close(peak[0], torch.full_like(peak[0], 2.0), atol=0.05, rtol=0)
-    torch.testing.assert_close(peak[1], torch.full_like(peak[1], -1.0), atol=0.05, rtol=0)
 
 
 def test_agreement_is_highest_at_the_true_flow():
@@ -175,23 +172,23 @@ def test_unet_keeps_the_size_and_sees_far():
     assert float(x.grad[0, :, 16, 2].abs().max()) > 0
 
 
-def test_convex_upsampling_of_a_constant_keeps_it_up_to_the_border():
+def test_convex_upsampling_of_a_constant_keeps_it_inside():
     field = torch.full((1, 2, 5, 6), 2.0)
     mask = torch.randn(1, 144, 5, 6, generator=torch.Generator().manual_seed(0))
-    up = convex_upsample(field, mask, 4, border='replicate')
-    torch.testing.assert_close(up, torch.full((1, 2, 20, 24), 8.0))
-    assert float(convex_upsample(field, mask, 4)[..., 0, :].min()) < 7
+    up = convex_upsample(field, mask, 4)
+    torch.testing.assert_close(up[..., 4:-4, 4:-4], torch.full((1, 2, 12, 16), 8.0))
+    assert float(up[..., 0, :].min()) < 7  # RAFT's zeros beyond the border
 
 
 def test_a_network_that_fuses_asks_for_its_hypotheses():
     network = RAFT(**RAFT_TINY).eval()
     image = torch.zeros(1, 3, 64, 64)
-    with pytest.raises(ValueError, match='0 flow hypotheses, not 7'):
+    with pytest.raises(ValueError, match='0 flow hypotheses, not 10'):
         network(image, image, 1)
     with pytest.raises(ValueError, match='divide by 16'):
-        network(image[..., :56], image[..., :56], 1, None, torch.zeros(1, 7, 2, 64, 56))
+        network(image[..., :56], image[..., :56], 1, None, torch.zeros(1, 10, 2, 64, 56))
     with torch.no_grad():
-        start = torch.zeros(1, 7, 2, 64, 64)
+        start = torch.zeros(1, 10, 2, 64, 64)
         start[:, :, 0] = 8.0  # the chosen ones start the iterations
         output = network(image, image, 0, None, start)
     torch.testing.assert_close(output.flows_low[0][:, 0], torch.ones(1, 8, 8))
@@ -223,19 +220,53 @@ def test_cues_speak_for_the_true_flow():
     true = torch.tensor([2.0, -1.0]).reshape(1, 1, 2, 1, 1).expand(1, 1, 2, 32, 40)
     hypotheses = torch.cat([true, true, true + 1.0, torch.zeros_like(true)], dim=1)
     cues, about = hypothesis_cues(first, second, hypotheses, -true.expand(1, 2, 2, 32, 40))
-    assert cues.shape == (1, 4, 13, 32, 40) and about.shape == (1, 3, 32, 40)
+    assert cues.shape == (1, 4, 13, 32, 40) and about.shape == (1, 7, 32, 40)
     inner = cues[0, :, :, 8:-8, 8:-8].mean(dim=(2, 3))
     for wrong in (2, 3):
         assert (inner[0, :12] < inner[wrong, :12]).all()  # all but roughness, which is the same
     torch.testing.assert_close(inner[0], inner[1])
 
 
+def test_box_against_pooling():
+    x = torch.rand(2, 3, 20, 5, generator=torch.Generator().manual_seed(0))
+    for side in (3, 5, 9):
+        pooled = torch.nn.functional.avg_pool2d(x, side, 1, side // 2, count_include_pad=False)
+        torch.testing.assert_close(box(x, side), pooled)
+
+
+def test_dominant_motion_is_that_of_the_larger_part():
+    y, x = np.mgrid[:120, :160].astype(np.float32)
+    affine = np.stack([3 + 0.01 * x - 0.02 * y, -2 + 0.015 * x], axis=-1)
+    flow = affine + np.random.default_rng(0).normal(0, 0.1, affine.shape)
+    flow[20:80, 30:100] = [-20, 9]  # an object
+    found = dominant_motion(flow.astype(np.float32))
+    assert found.dtype == np.float32 and found.shape == flow.shape
+    assert np.abs(found - affine).max() < 0.25
+    assert np.abs(dominant_motion(np.full((3, 5, 2), 4, np.float32)) - 4).max() < 0.01
+
+
+def test_propagation_fills_what_is_alike_from_what_is_trusted():
+    flow = torch.zeros(1, 2, 12, 16)
+    flow[..., :8], flow[..., 8:] = 1.0, -1.0
+    keys = torch.zeros(1, 3, 12, 16)
+    keys[:, 0, :, 8:] = 5.0
+    trust = torch.zeros(1, 1, 12, 16)
+    wrong = flow.clone()
+    wrong[..., 4:6, 6:8] = -1.0
+    trust[..., 4:6, 6:8] = -30.0
+    torch.testing.assert_close(propagate(wrong, keys, trust), flow, atol=1e-4, rtol=0)
+
+
 def test_selector_is_even_handed_until_trained():
     torch.manual_seed(0)
     selector = HypothesisSelector(5)
-    cues, about = torch.randn(1, 5, 13, 16, 16), torch.randn(1, 3, 16, 16)
-    assert float(selector(cues, about).abs().max()) == 0
+    cues, about = torch.randn(1, 5, 13, 16, 16), torch.randn(1, 7, 16, 16)
+    hypotheses = torch.full((1, 5, 2, 16, 16), 2.0)
+    shares, candidates = selector(cues, about, hypotheses)
+    torch.testing.assert_close(shares.exp().sum(dim=1), torch.ones(1, 16, 16))
+    torch.testing.assert_close(shares[:, :5].exp(), torch.full((1, 5, 16, 16), 0.1))
+    torch.testing.assert_close(candidates, torch.full((1, 6, 2, 16, 16), 2.0))
     with torch.no_grad():
         selector.linear[2, 4] = -2.0
-    logits = selector(cues, about)
-    torch.testing.assert_close(logits[:, 2], -2 * cues[:, 2, 4])
+    shares, _ = selector(cues, about, hypotheses)
+    torch.testing.assert_close(shares[:, 2] - shares[:, 1], -2 * cues[:, 2, 4])

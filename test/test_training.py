@@ -187,7 +187,7 @@ def test_stored_clips_are_those_of_the_generator_and_train(tmp_path):
     sample = stored.batch(1, 8, cpu)
     again = StoredClips(tmp_path / 'degraded_again').batch(1, 8, cpu)
     assert sample.frames.shape == (8, 2, 3, 64, 64) and sample.flow.shape == (8, 2, 64, 64)
-    assert sample.hypotheses.shape == (8, 7, 2, 64, 64)
+    assert sample.hypotheses.shape == (8, 10, 2, 64, 64)
     assert torch.equal(sample.frames, again.frames) and torch.equal(sample.flow, again.flow)
     assert torch.equal(sample.hypotheses, again.hypotheses)
     assert sample.occluded.shape == (8, 1, 64, 64) and sample.occluded.any()
@@ -285,13 +285,20 @@ def test_selector_learns_to_choose_and_starts_a_flow_network(tmp_path):
     start = str(tmp_path / 'selector' / 'model')
     flow = FlowTrainer(config(tmp_path / 'flow', model='daflow_tiny', start=start))
     torch.testing.assert_close(flow.network.raft.selector.mean, raft.selector.mean)
+    frozen = {k: v.clone() for k, v in flow.network.raft.selector.state_dict().items()}
+    before = flow.network.raft.fusion.head.bias.detach().clone()
+    flow.train_step()
+    flow.train_step()
+    assert not torch.equal(flow.network.raft.fusion.head.bias, before)
+    for name, value in flow.network.raft.selector.state_dict().items():
+        assert torch.equal(value, frozen[name])
     with pytest.raises(ValueError, match='no cues'):
         SelectorTrainer(config(tmp_path / 'other', clips=str(tmp_path / 'clean')))
     truth = torch.ones(1, 2, 16, 16)
     candidates = torch.stack([torch.full((1, 2, 4, 4), v) for v in (0.25, 1.0)], dim=1)
-    right = choice_loss(torch.tensor([9.0, -9.0])[None, :, None, None].expand(1, 2, 4, 4),
-                        candidates, truth)
+    shares = torch.tensor([9.0, -9.0])[None, :, None, None].log_softmax(dim=1).expand(1, 2, 4, 4)
+    right = choice_loss(shares, torch.full((1, 2, 2, 4, 4), 0.25), truth)
     assert float(right[0]) < 1e-3 and float(right[1]) < 1e-3
-    even, blend = choice_loss(torch.zeros(1, 2, 4, 4), candidates, truth)
+    even, blend = choice_loss(torch.full((1, 2, 4, 4), 0.5).log(), candidates, truth)
     assert float(blend) == pytest.approx(1.5 * 2**0.5)  # halfway between 1 and 4 px
     assert float(even) > 1

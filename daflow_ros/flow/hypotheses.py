@@ -10,12 +10,14 @@ section 5).
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from daflow_ros.flow.dominant_motion import dominant_motion
 
 
 class Preparation(NamedTuple):
@@ -37,20 +39,22 @@ class Preparation(NamedTuple):
     iterations: int
 
 
-#: Measured on ten real pairs, clean and in the heaviest rain, snow and noise (mean end-point
-#: error, px): DIS's medium preset 1.31, 7.05, 5.81, 1.84; the first of these, with 40 iterations,
-#: 0.94, 4.29, 4.11, 1.50; third 1.47, 2.38, 3.57, 2.19; fourth 1.44, 3.64, 4.40, 1.64; last 1.84,
-#: 2.62, 2.55, 2.66.
-#: The second is worse than the first by itself, but keeps the edges of small objects.
+#: The first is the most exact on clear images, the last survives the most; those with little
+#: smoothing are worse by themselves, but keep the edges of small objects. What each brings was
+#: measured as the error of the best of all at each pixel (docs/training.md).
 HYPOTHESES: tuple[Preparation, ...] = (
-    Preparation(1, 0, False, 120.0, 20),
-    Preparation(1, 0, False, 20.0, 10),
-    Preparation(2, 9, True, 240.0, 40),
-    Preparation(2, 0, True, 240.0, 40),
-    Preparation(4, 15, True, 240.0, 100),
+    Preparation(1, 0, False, 120.0, 10),
+    Preparation(2, 0, False, 20.0, 5),
+    Preparation(2, 9, False, 30.0, 5),
+    Preparation(2, 9, True, 240.0, 15),
+    Preparation(2, 0, True, 240.0, 15),
+    Preparation(4, 15, True, 40.0, 10),
+    Preparation(4, 15, True, 240.0, 30),
 )
 #: The flow back is found under these, for forward-backward checks.
-BACKWARD: tuple[Preparation, ...] = HYPOTHESES[-2:]
+BACKWARD: tuple[Preparation, ...] = (HYPOTHESES[4], HYPOTHESES[6])
+#: With the dominant motion of the first.
+NUM_HYPOTHESES = len(HYPOTHESES) + 1
 #: DIS needs this many px a side.
 SMALLEST = 32
 
@@ -75,25 +79,33 @@ def even_contrast(grey: NDArray[np.uint8], sigma: float = 12.0) -> NDArray[np.ui
     return np.asarray(np.clip(128 + 48 * x / deviation, 0, 255), dtype=np.uint8)
 
 
+def _prepare(grey: NDArray[np.uint8], factor: int, opening: int, even: bool) -> NDArray[np.uint8]:
+    height, width = grey.shape
+    prepared: Any = grey
+    if opening:
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (opening, opening))
+        prepared = cv2.morphologyEx(prepared, cv2.MORPH_OPEN, kernel)
+    factor = max(1, min(factor, min(height, width) // SMALLEST))
+    if factor > 1:
+        size = (round(width / factor), round(height / factor))
+        prepared = cv2.resize(prepared, size, interpolation=cv2.INTER_AREA)
+    return even_contrast(prepared) if even else np.asarray(prepared, np.uint8)
+
+
 def _match(
-    first: NDArray[np.uint8], second: NDArray[np.uint8], how: Preparation
+    first: NDArray[np.uint8],
+    second: NDArray[np.uint8],
+    how: Preparation,
+    size: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """Flow ``(H, W, 2)`` of two grey images, px at their size."""
+    """Flow of two prepared images, ``(H, W, 2)`` px at the (W, H) of ``size``."""
+    flow = _dis(how.alpha, how.iterations).calc(first, second, None)
+    # A plain pair can leave DIS without an answer.
+    flow = np.nan_to_num(flow, copy=False, posinf=0.0, neginf=0.0)
     height, width = first.shape
-    factor = max(1, min(how.factor, min(height, width) // SMALLEST))
-    size = (round(width / factor), round(height / factor))
-    greys: list[Any] = [first, second]
-    if how.opening:
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (how.opening, how.opening))
-        greys = [cv2.morphologyEx(grey, cv2.MORPH_OPEN, kernel) for grey in greys]
-    if factor > 1:
-        greys = [cv2.resize(grey, size, interpolation=cv2.INTER_AREA) for grey in greys]
-    if how.even:
-        greys = [even_contrast(grey) for grey in greys]
-    flow = _dis(how.alpha, how.iterations).calc(greys[0], greys[1], None)
-    if factor > 1:
-        flow = cv2.resize(flow, (width, height), interpolation=cv2.INTER_LINEAR)
-        flow *= np.array([width / size[0], height / size[1]], np.float32)
+    if (width, height) != size:
+        flow = cv2.resize(flow, size, interpolation=cv2.INTER_LINEAR)
+        flow *= np.array([size[0] / width, size[1] / height], np.float32)
     return np.asarray(flow, dtype=np.float32)
 
 
@@ -105,8 +117,9 @@ def dis_hypotheses(image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> NDAr
             their border, and a preparation that would leave less than 32 px shrinks less.
 
     Returns:
-        float32 ``(K + M, H, W, 2)``, px at full size: the K of ``HYPOTHESES``, and from
-        ``image2`` to ``image1`` the M of ``BACKWARD``, for forward-backward checks of all.
+        float32 ``(K + M, H, W, 2)``, px at full size: the ``HYPOTHESES`` and the dominant motion
+        of the first, K in all, and from ``image2`` to ``image1`` the M of ``BACKWARD``, for
+        forward-backward checks of all.
     """
     height, width = image1.shape[:2]
     bottom, right = max(0, SMALLEST - height), max(0, SMALLEST - width)
@@ -119,11 +132,21 @@ def dis_hypotheses(image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> NDAr
         )
         for image in (image1, image2)
     )
+    size = first.shape[1], first.shape[0]
+    ways = dict.fromkeys((how.factor, how.opening, how.even) for how in HYPOTHESES)
     # OpenCV leaves Python's lock, and a refinement by itself keeps little more than a core busy.
     with ThreadPoolExecutor(cv2.getNumThreads() or 1) as pool:
-        waiting = [pool.submit(_match, first, second, how) for how in HYPOTHESES]
-        waiting += [pool.submit(_match, second, first, how) for how in BACKWARD]
+        prepared = {
+            way: [pool.submit(_prepare, grey, *way) for grey in (first, second)] for way in ways
+        }
+
+        def match(how: Preparation, here: int, there: int) -> Future[NDArray[np.float32]]:
+            pair = prepared[how.factor, how.opening, how.even]
+            return pool.submit(_match, pair[here].result(), pair[there].result(), how, size)
+
+        # The longest come first.
+        waiting = [match(how, 0, 1) for how in HYPOTHESES]
+        waiting += [match(how, 1, 0) for how in BACKWARD]
         flows = [future.result() for future in waiting]
-    # A plain pair can leave DIS without an answer.
-    found = np.nan_to_num(np.stack(flows), copy=False, posinf=0.0, neginf=0.0)
-    return np.ascontiguousarray(found[:, :height, :width])
+    flows.insert(len(HYPOTHESES), dominant_motion(flows[0][:height, :width]))
+    return np.stack([flow[:height, :width] for flow in flows])

@@ -54,30 +54,6 @@ class CorrelationPyramid:
         dy, dx = torch.meshgrid(r, r, indexing='ij')
         self.delta = torch.stack([dy, dx], dim=-1)
 
-    def window(self, centre: Tensor) -> tuple[Tensor, Tensor]:
-        """Finest correlation about ``centre`` (B, 2, h, w), and its soft-argmax.
-
-        Returns:
-            ``(B, (2r+1)^2, h, w)``, and the offset ``(B, 2, h, w)`` from the centre in cells.
-        """
-        found = self.lookup(centre, levels=1)
-        share = found.softmax(dim=1).permute(0, 2, 3, 1)
-        return found, (share @ self.delta.reshape(-1, 2)).permute(0, 3, 1, 2)
-
-    def log_probability(self, coords: Tensor) -> Tensor:
-        """Log of the softmax of the finest correlation at ``coords`` (B, K, 2, h, w).
-
-        Returns:
-            ``(B, K, h, w)``, how likely the features hold it that a cell goes there.
-        """
-        b, h, w = self.shape
-        k = coords.shape[1]
-        scale = coords.new_tensor([2.0 / max(w - 1, 1), 2.0 / max(h - 1, 1)])
-        grid = coords.permute(0, 3, 4, 1, 2).reshape(b * h * w, 1, k, 2) * scale - 1
-        found = F.grid_sample(self.pyramid[0], grid, align_corners=True)
-        found = found.reshape(b, h * w, k) - self.volume.logsumexp(dim=-1, keepdim=True)
-        return found.transpose(1, 2).reshape(b, k, h, w)
-
     def lookup(self, coords: Tensor, levels: int | None = None) -> Tensor:
         """Correlation ``(B, levels * (2r+1)^2, h, w)`` around ``coords`` (B, 2, h, w) px.
 

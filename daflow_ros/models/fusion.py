@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fusion of flow hypotheses at a quarter of the resolution, and upsampling to the full one.
+"""Fusion of flow hypotheses at a quarter of the resolution.
 
-After RAFT's iterations at 1/8 the flow is one hypothesis among several: others come from outside
-(classical matching, `daflow_ros/flow/hypotheses.py`). Each is judged by how well the features of
-the second frame, warped by it, agree with those of the first (FlowNet 2.0, section 5, with
-PWC-Net's feature warping and local cost volume in place of brightness errors); a small U-Net
-weighs them and adds a correction. Ours; nothing of it is in the DA-Flow paper.
+After RAFT's iterations at 1/8 the flow is one candidate among several: the others are hypotheses
+from outside (classical matching, `daflow_ros/flow/hypotheses.py`) with the shares that
+`selector.py` gives them. How well the features of the second frame, warped by the flow and by the
+selector's, agree with those of the first (FlowNet 2.0, section 5, with PWC-Net's feature warping
+and local cost volume in place of brightness errors) is shown to a small U-Net; it weighs the
+two and adds a correction. That it should shift the hypotheses' own shares as well was tried: with
+the few clips it sees it makes them worse. Ours; nothing of it is in the DA-Flow paper.
 
 Shapes: features ``(B, C, h, w)`` with h = H/4, w = W/4, divisible by 4; flow in 1/4-resolution px.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -20,6 +23,9 @@ from torch import Tensor, nn
 
 from daflow_ros.models.cues import forward_backward_error, length, warp
 from daflow_ros.models.unet import SLOPE, UNet, double
+
+#: Weight of the own flow beside 1 of all that the selector chose, before training.
+OWN_SHARE = 0.1
 
 
 def local_correlation(first: Tensor, second: Tensor, radius: int) -> Tensor:
@@ -39,29 +45,28 @@ class Fused(NamedTuple):
 
     Attributes:
         flows: after each round, ``(B, 2, h, w)``.
-        weights: the last round's, of the hypotheses, ``(B, K, h, w)``.
-        rest: what they leave over, the weighted own flow and the correction ``(B, 2, h, w)``.
-        mask: logits of the upsampling ``(B, 144, h, w)``.
+        shares: the last round's, of the hypotheses, ``(B, K, h, w)``.
+        rest: what they leave over, own and propagated flow by their shares and the correction,
+            ``(B, 2, h, w)``.
         laplace: ``(B, 4, h, w)`` parameters of the error's distribution.
-        selections: of each round, log-weights ``(B, K + 1, h, w)`` of the candidates
-            ``(B, K + 1, 2, h, w)``, the own flow first.
+        selections: of each round, log-shares ``(B, K + 2, h, w)`` of the candidates
+            ``(B, K + 2, 2, h, w)``, the own flow first.
     """
 
     flows: list[Tensor]
-    weights: Tensor
+    shares: Tensor
     rest: Tensor
-    mask: Tensor
     laplace: Tensor
     selections: list[tuple[Tensor, Tensor]]
 
 
 class FlowFusion(nn.Module):
-    """Weighs hypotheses and corrects the result, a few times over with the same weights.
+    """Weighs own flow and hypotheses and corrects the result, in rounds of the same weights.
 
     Args:
         feature_dim: C of the features.
-        context_dim: channels of the 1/8-resolution state that comes with the first hypothesis.
-        num_hypotheses: how many.
+        context_dim: channels of the 1/8-resolution state that comes with the own flow.
+        num_hypotheses: K.
         num_backward: flows back, for forward-backward checks.
         dims: channels of the U-Net's levels.
         match_dim: channels that are compared.
@@ -75,27 +80,26 @@ class FlowFusion(nn.Module):
         context_dim: int,
         num_hypotheses: int,
         num_backward: int = 1,
-        dims: tuple[int, int, int] = (48, 64, 96),
+        dims: tuple[int, int, int] = (32, 48, 64),
         match_dim: int = 24,
         groups: int = 6,
         radius: int = 3,
     ) -> None:
         super().__init__()
-        self.num_hypotheses = num_hypotheses
         self.match_dim = match_dim
         self.groups = groups
         self.radius = radius
         self.project = nn.Conv2d(feature_dim, match_dim, 1)
         self.enter = nn.Conv2d(context_dim, dims[0], 1)
         inputs = feature_dim + dims[0] + 2 + (2 * radius + 1) ** 2
-        inputs += (num_hypotheses + 1) * (groups + 2 + num_backward) + num_hypotheses * 2
+        inputs += 2 * (groups + num_backward) + 2 + num_hypotheses + 1
         self.unet = UNet(inputs, dims)
         self.state = nn.Conv2d(dims[0], dims[0], 1)
-        self.head = nn.Conv2d(dims[0], num_hypotheses + 1 + 2, 3, padding=1)
+        # The share of the own flow against all else, and the correction.
+        self.head = nn.Conv2d(dims[0], 1 + 2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
-        self.mask = nn.Conv2d(dims[0], 16 * 9, 1)
         # Two logits of the mixture and two log scales, from features that its loss leaves alone:
         # through them its steep gradients would drown those of the flow.
         self.laplace = nn.Sequential(
@@ -115,11 +119,10 @@ class FlowFusion(nn.Module):
         second: Tensor,
         flow: Tensor,
         context: Tensor,
-        hypotheses: Tensor,
-        prior: Tensor,
-        evidence: Tensor,
+        log_shares: Tensor,
+        candidates: Tensor,
         backward: Tensor,
-        steps: int = 2,
+        steps: int = 1,
     ) -> Fused:
         """Fuse.
 
@@ -127,37 +130,29 @@ class FlowFusion(nn.Module):
             first, second: ``(B, C, h, w)`` features of the frames.
             flow: ``(B, 2, h, w)`` of the network's own iterations.
             context: ``(B, context_dim, h/2, w/2)``.
-            hypotheses: ``(B, K, 2, h, w)``.
-            prior: ``(B, K + 1, h, w)`` logits of ``flow`` and of each hypothesis to start from.
-            evidence: ``(B, K + 1, h/2, w/2)`` log-probability of ``flow`` and of each hypothesis
-                under the all-pairs correlation.
+            log_shares, candidates: of the selector, ``(B, K + 1, h, w)`` and
+                ``(B, K + 1, 2, h, w)``, the hypotheses first.
             backward: ``(B, M, 2, h, w)`` flows from the second frame to the first.
             steps: rounds, 1 or more.
 
         """
         state = double(self.enter(context))
-        # Over a window: one cell's own best match is right too seldom.
-        evidence = F.avg_pool2d(evidence.clamp(min=-16), 5, 1, 2, count_include_pad=False)
-        evidence = double(evidence)
-        others = list(hypotheses.unbind(dim=1))
+        chosen = (log_shares.exp()[:, :, None] * candidates).sum(dim=1)
         seen = first
         # Directions alone are compared: contrast is what bad weather takes away.
         first, second = (
-            self.match_dim**0.5 * F.normalize(self.project(x), dim=1)
-            for x in (first, second)
+            self.match_dim**0.5 * F.normalize(self.project(x), dim=1) for x in (first, second)
         )
-        judged = [self.agreement(first, second, other) for other in others]
-        checks = [forward_backward_error(other, backward) for other in others]
+        agreement = self.agreement(first, second, chosen)
+        check = forward_backward_error(chosen, backward)
         flows, selections = [], []
         for _ in range(steps):
             flow = flow.detach()
             warped = warp(second, flow)
-            own = (first * warped).unflatten(1, (self.groups, -1)).mean(dim=2)
+            own_agreement = (first * warped).unflatten(1, (self.groups, -1)).mean(dim=2)
+            away = chosen - flow
             # The size of the difference matters over three orders of magnitude.
-            away = [
-                torch.sign(d) * torch.log1p(d.abs()) for d in (other - flow for other in others)
-            ]
-            check = torch.stack([forward_backward_error(flow, backward), *checks], dim=1)
+            away = torch.sign(away) * torch.log1p(away.abs())
             x = self.unet(
                 torch.cat(
                     [
@@ -165,27 +160,27 @@ class FlowFusion(nn.Module):
                         state,
                         flow / 16,
                         local_correlation(first, warped, self.radius),
-                        own,
-                        *judged,
-                        *away,
-                        prior.clamp(min=-8) / 4,
-                        evidence / 4,
-                        check.flatten(1, 2),
+                        own_agreement,
+                        agreement,
+                        away,
+                        log_shares.clamp(min=-8) / 4,
+                        forward_backward_error(flow, backward),
+                        check,
                     ],
                     dim=1,
                 ).to(state.dtype)
             )
-            logits, delta = self.head(x).float().split([self.num_hypotheses + 1, 2], dim=1)
-            logits = logits + prior
-            candidates = torch.cat([flow[:, None], hypotheses], dim=1)
-            selections.append((logits.log_softmax(dim=1), candidates))
-            own_weight, weights = logits.softmax(dim=1).split([1, self.num_hypotheses], dim=1)
-            rest = own_weight * flow + delta
-            flow = rest + (weights[:, :, None] * hypotheses).sum(dim=1)
+            logit, delta = self.head(x).float().split([1, 2], dim=1)
+            own = math.log(OWN_SHARE) + logit
+            log_p = torch.cat([own, log_shares], dim=1).log_softmax(dim=1)
+            every = torch.cat([flow[:, None], candidates], dim=1)
+            selections.append((log_p, every))
+            parts = log_p.exp()[:, :, None] * every
+            rest = parts[:, 0] + parts[:, -1] + delta
+            flow = rest + parts[:, 1:-1].sum(dim=1)
             flows.append(flow)
             state = torch.tanh(self.state(x))
-        apart = length(candidates - flow[:, None], 2)
-        spread = 4 * (logits.softmax(dim=1) * apart).sum(dim=1, keepdim=True)
-        doubt = torch.cat([forward_backward_error(flow, backward), spread.detach()], dim=1)
+        spread = (log_p.exp() * length(every - flow[:, None], 2)).sum(dim=1, keepdim=True)
+        doubt = torch.cat([forward_backward_error(flow, backward), 4 * spread.detach()], dim=1)
         laplace = self.laplace(torch.cat([x.detach(), (doubt + 0.2).log().to(x.dtype)], dim=1))
-        return Fused(flows, weights, rest, 0.25 * self.mask(x), laplace, selections)
+        return Fused(flows, log_p[:, 1:-1].exp(), rest, laplace, selections)

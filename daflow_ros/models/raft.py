@@ -22,10 +22,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from daflow_ros.flow.hypotheses import BACKWARD, NUM_HYPOTHESES
 from daflow_ros.models.correlation import CorrelationPyramid, coords_grid
 from daflow_ros.models.cues import hypothesis_cues, opening
 from daflow_ros.models.encoder import Encoder
-from daflow_ros.models.fusion import FlowFusion
+from daflow_ros.models.fusion import FlowFusion, Fused
 from daflow_ros.models.selector import HypothesisSelector
 from daflow_ros.models.update import Head, MotionEncoder, UpdateBlock
 from daflow_ros.models.upsampling import convex_upsample, upsample2
@@ -142,7 +143,7 @@ class RAFT(ModelMixin, ConfigMixin):
         opening: int = 0,
         num_hypotheses: int = 0,
         num_backward: int = 0,
-        fusion_rounds: int = 2,
+        fusion_rounds: int = 1,
     ) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
@@ -175,9 +176,8 @@ class RAFT(ModelMixin, ConfigMixin):
         )
         self.fusion: FlowFusion | None = None
         if num_hypotheses:
-            # The best match of the features themselves is one more.
             self.fusion = FlowFusion(
-                dims[1], hidden_dim + extra_context_dim, num_hypotheses + 1, num_backward
+                dims[1], hidden_dim + extra_context_dim, num_hypotheses, num_backward
             )
             self.selector = HypothesisSelector(num_hypotheses)
         self.laplace_head: Head | None = None
@@ -209,14 +209,6 @@ class RAFT(ModelMixin, ConfigMixin):
             first(fmaps), second(fmaps), torch.tanh(net), F.relu(inp), first(quarters),
             second(quarters), first(plain), second(plain),
         )  # fmt: skip
-
-    def peak_flow(self, pyramid: CorrelationPyramid) -> Tensor:
-        """Displacement to the best match, refined by the softmax of its window, (B, 2, h, w)."""
-        b, h, w = pyramid.shape
-        best = pyramid.volume.detach().argmax(dim=-1)
-        peak = torch.stack([best % w, best // w], dim=1).reshape(b, 2, h, w).float()
-        window, offset = pyramid.window(peak)
-        return peak + offset - coords_grid(b, h, w, window.device)
 
     def refine(
         self,
@@ -255,8 +247,8 @@ class RAFT(ModelMixin, ConfigMixin):
         )
         grid = coords_grid(b, h, w, net.device)
         if self.fusion is not None and hypotheses is not None:
-            quarter, prior = self._judge(features, hypotheses)
-            chosen = (prior.exp()[:, :, None] * quarter[:, : prior.shape[1]]).sum(dim=1)
+            backward, log_shares, candidates = self._judge(features, hypotheses)
+            chosen = (log_shares.exp()[:, :, None] * candidates).sum(dim=1)
         if initial_flow is not None:
             flow = initial_flow.float()
         elif hypotheses is not None:
@@ -271,7 +263,19 @@ class RAFT(ModelMixin, ConfigMixin):
             flow = flow + delta.float()
             flows.append(flow)
         if self.fusion is not None and hypotheses is not None:
-            return self._fuse(features, net, pyramid, flows, hypotheses, quarter, prior)
+            own = torch.cat([net, inp[:, self.context_dim :]], dim=1)
+            fused = self.fusion(
+                features.quarter1,
+                features.quarter2,
+                upsample2(flow),
+                own,
+                log_shares,
+                candidates,
+                backward,
+                self.config.fusion_rounds,
+            )
+            correlation = pyramid.volume if self.training else None
+            return self._upsample(fused, flows, hypotheses, correlation)
         laplace = None
         if self.update_block.mask is None:
             up = 8 * F.interpolate(flow, scale_factor=8, mode='bilinear', align_corners=True)
@@ -284,60 +288,33 @@ class RAFT(ModelMixin, ConfigMixin):
                 laplace = convex_upsample(self.laplace_head(net), mask, magnitude=1)
         return FlowOutput(up, flows, laplace, pyramid.volume if self.training else None)
 
-    def _judge(self, features: PairFeatures, hypotheses: Tensor) -> tuple[Tensor, Tensor]:
-        """Hypotheses and flows back at 1/4, and the log-probability of each hypothesis."""
+    def _judge(
+        self, features: PairFeatures, hypotheses: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Flows back at 1/4, and the selector's log-shares and candidates."""
         k, count = self.config.num_hypotheses, hypotheses.shape[1]
         quarter = F.avg_pool2d(hypotheses.float().flatten(1, 2), 4).unflatten(1, (count, 2)) / 4
+        forward, backward = quarter[:, :k], quarter[:, k:]
         cues, about = hypothesis_cues(
-            features.image1.float(), features.image2.float(), quarter[:, :k], quarter[:, k:]
+            features.image1.float(), features.image2.float(), forward, backward
         )
-        return quarter, self.selector(cues, about).log_softmax(dim=1)
+        return backward, *self.selector(cues, about, forward)
 
-    def _fuse(
-        self,
-        features: PairFeatures,
-        net: Tensor,
-        pyramid: CorrelationPyramid,
-        flows: list[Tensor],
-        hypotheses: Tensor,
-        quarter: Tensor,
-        prior: Tensor,
+    def _upsample(
+        self, fused: Fused, flows: list[Tensor], hypotheses: Tensor, correlation: Tensor | None
     ) -> FlowOutput:
-        """Fuse at 1/4 resolution; the hypotheses keep their detail at full resolution."""
-        assert self.fusion is not None
-        flow, k = flows[-1], self.config.num_hypotheses
-        full = hypotheses[:, :k].float()
-        peak = upsample2(self.peak_flow(pyramid))
-        backward = quarter[:, k:]
-        quarter = torch.cat([quarter[:, :k], peak[:, None]], dim=1)
-        coarse = F.avg_pool2d(quarter.flatten(1, 2), 2).unflatten(1, (-1, 2)) / 2
-        coarse = torch.cat([flow[:, None], coarse], dim=1).detach()
-        b, _, h, w = flow.shape
-        grid = coords_grid(b, h, w, flow.device)
-        # Next to the chosen ones: the refined flow in a fifth, the bare best match never.
-        own = torch.full_like(prior[:, :1], math.log(0.2))
-        prior = torch.cat([own, prior, own - 4], dim=1)
-        fused = self.fusion(
-            features.quarter1,
-            features.quarter2,
-            upsample2(flow),
-            torch.cat([net, features.inp[:, self.context_dim :]], dim=1),
-            quarter,
-            prior,
-            pyramid.log_probability(grid[:, None] + coarse),
-            backward,
-            self.config.fusion_rounds,
-        )
-        rest = fused.rest + fused.weights[:, k:] * peak
-        smooth = convex_upsample(rest, fused.mask, 4, border='replicate')
-        shares = F.interpolate(
-            fused.weights[:, :k], scale_factor=4, mode='bilinear', align_corners=False
+        """From 1/4 to the full resolution, where the hypotheses have kept their detail."""
+        full = hypotheses[:, : self.config.num_hypotheses].float()
+        # Bilinearly: a learned convex upsampling needs more clips than the fusion has seen.
+        shares, rest, laplace = (
+            F.interpolate(x, scale_factor=4, mode='bilinear', align_corners=False)
+            for x in (fused.shares, 4 * fused.rest, fused.laplace)
         )
         return FlowOutput(
-            smooth + (shares[:, :, None] * full).sum(dim=1),
+            rest + (shares[:, :, None] * full).sum(dim=1),
             flows,
-            convex_upsample(fused.laplace, fused.mask, 4, magnitude=1, border='replicate'),
-            pyramid.volume if self.training else None,
+            laplace,
+            correlation,
             fused.flows,
             fused.selections,
         )
@@ -401,7 +378,6 @@ RAFT_TINY: dict[str, Any] = {
     'mask_dim': 0,
     'negative_slope': 0.1,
     'opening': 9,
-    # Those of flow/hypotheses.py.
-    'num_hypotheses': 5,
-    'num_backward': 2,
+    'num_hypotheses': NUM_HYPOTHESES,
+    'num_backward': len(BACKWARD),
 }

@@ -2,52 +2,110 @@
 """Which of several flow hypotheses to trust where, from the cues of `cues.py`.
 
 A small U-Net over all cues of all hypotheses. It needs no features of the images and so trains
-by itself, far faster than a flow network. Ours; nothing of it is in the DA-Flow paper.
+by itself, far faster than a flow network. What it chooses is propagated from where it is sure of
+it to where it is not, over what looks alike (GMFlow, CVPR 2022, section 3.3, in a window): this
+is what mends the edges of objects and what they hide. Ours; nothing of it is in the DA-Flow paper.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daflow_ros.models.cues import PER_HYPOTHESIS, PER_IMAGE
 from daflow_ros.models.unet import UNet
 
+#: Of the windows of propagation, in steps of each of `DILATIONS` px in turn: plain areas are wide.
+RADIUS = 2
+DILATIONS = (8, 4, 2)
+
+
+def propagate(flow: Tensor, keys: Tensor, trust: Tensor) -> Tensor:
+    """Flow drawn from the neighbours whose keys are alike, those most that are trusted.
+
+    Args:
+        flow: ``(B, 2, h, w)``; keys: ``(B, C, h, w)``; trust: ``(B, 1, h, w)`` logits.
+    """
+    h, w = flow.shape[-2:]
+    # Squared distance of keys, without the part that all neighbours share; nothing beyond the
+    # border is trusted.
+    bias = trust - keys.square().sum(dim=1, keepdim=True)
+    for dilation in DILATIONS:
+        reach = RADIUS * dilation
+        border = (reach,) * 4
+        shifts = [
+            (..., slice(i, i + h), slice(j, j + w))
+            for i in range(0, 2 * reach + 1, dilation)
+            for j in range(0, 2 * reach + 1, dilation)
+        ]
+        near, weight = F.pad(keys, border), F.pad(bias, border, value=-1e4)
+        alike = [2 * (keys * near[at]).sum(dim=1, keepdim=True) + weight[at] for at in shifts]
+        shares = torch.cat(alike, dim=1).softmax(dim=1)
+        wide = F.pad(flow, border)
+        values = torch.stack([wide[at] for at in shifts], dim=1)
+        flow = (shares[:, :, None] * values).sum(dim=1)
+    return flow
+
 
 class HypothesisSelector(nn.Module):
-    """Logits of ``num_hypotheses`` hypotheses at 1/4 of the resolution.
+    """Shares of ``num_hypotheses`` hypotheses, and of one propagated from them, at 1/4.
 
     Args:
         num_hypotheses: K.
         dims: channels of the U-Net's levels.
+        key_dim: channels that propagation compares.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, num_hypotheses: int, dims: tuple[int, int, int] = (32, 48, 64)) -> None:
+    def __init__(
+        self,
+        num_hypotheses: int,
+        dims: tuple[int, int, int] = (32, 48, 64),
+        key_dim: int = 8,
+    ) -> None:
         super().__init__()
         inputs = num_hypotheses * PER_HYPOTHESIS + PER_IMAGE
         # Of the cues over the training clips.
         self.register_buffer('mean', torch.zeros(inputs))
         self.register_buffer('deviation', torch.ones(inputs))
         self.unet = UNet(inputs, dims)
-        self.head = nn.Conv2d(dims[0], num_hypotheses, 3, padding=1)
+        # One logit more: of the propagated flow.
+        self.head = nn.Conv2d(dims[0], num_hypotheses + 1, 3, padding=1)
         # A share of the logits is linear in each hypothesis's own cues.
         self.linear = nn.Parameter(torch.zeros(num_hypotheses, PER_HYPOTHESIS))
-        nn.init.zeros_(self.head.weight)
-        assert self.head.bias is not None
-        nn.init.zeros_(self.head.bias)
+        self.keys = nn.Conv2d(dims[0] + PER_IMAGE, key_dim, 1)
+        self.trust = nn.Conv2d(dims[0], 1, 1)
+        for layer in (self.head, self.trust):
+            nn.init.zeros_(layer.weight)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
 
-    def forward(self, cues: Tensor, about: Tensor) -> Tensor:
-        """``(B, K, PER_HYPOTHESIS, h, w)``, ``(B, PER_IMAGE, h, w)`` to ``(B, K, h, w)``.
+    def forward(self, cues: Tensor, about: Tensor, hypotheses: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose.
 
-        h and w divide by 4.
+        Args:
+            cues: ``(B, K, PER_HYPOTHESIS, h, w)``; about: ``(B, PER_IMAGE, h, w)``; h and w
+                divide by 4.
+            hypotheses: ``(B, K, 2, h, w)``.
+
+        Returns:
+            Log-shares ``(B, K + 1, h, w)`` of the candidates ``(B, K + 1, 2, h, w)``, the
+            hypotheses and the propagated flow.
         """
+        count = hypotheses.shape[1]
         x = torch.cat([cues.flatten(1, 2), about], dim=1).float()
         x = (x - self.mean[:, None, None]) / self.deviation[:, None, None]
         own = x[:, : -about.shape[1]].unflatten(1, cues.shape[1:3])
         linear = (own * self.linear[:, :, None, None]).sum(dim=2)
         x = x.clamp(-5, 5).to(self.head.weight.dtype)
-        logits: Tensor = linear + self.head(self.unet(x)).float()
-        return logits
+        features = self.unet(x)
+        logits, gate = self.head(features).float().split([count, 1], dim=1)
+        logits = (linear + logits).log_softmax(dim=1)
+        blend = (logits.exp()[:, :, None] * hypotheses).sum(dim=1)
+        keys = self.keys(torch.cat([features, x[:, -about.shape[1] :]], dim=1)).float()
+        spread = propagate(blend, keys, self.trust(features).float())
+        shares = torch.cat([logits + F.logsigmoid(-gate), F.logsigmoid(gate)], dim=1)
+        return shares, torch.cat([hypotheses, spread[:, None]], dim=1)

@@ -17,7 +17,6 @@ def convex_upsample(
     mask: Tensor,
     factor: int = 8,
     magnitude: float | None = None,
-    border: str = 'constant',
 ) -> Tensor:
     """Upsample ``(B, C, h, w)`` by learned convex weights (RAFT section 3.3).
 
@@ -26,12 +25,10 @@ def convex_upsample(
         mask: ``(B, 9 factor^2, h, w)`` logits.
         factor: of the size.
         magnitude: what the values are multiplied by; None for ``factor``, as flow needs.
-        border: 'constant' takes zeros beyond the border, as RAFT does; 'replicate' does not pull
-            the border's flow towards zero.
     """
     b, c, h, w = field.shape
     weights = mask.float().view(b, 1, 9, factor, factor, h, w).softmax(dim=2)
     scaled = (factor if magnitude is None else magnitude) * field.float()
-    patches = F.unfold(F.pad(scaled, (1, 1, 1, 1), mode=border), 3).view(b, c, 9, 1, 1, h, w)
+    patches = F.unfold(scaled, 3, padding=1).view(b, c, 9, 1, 1, h, w)
     up = (weights * patches).sum(dim=2)
     return up.permute(0, 1, 4, 2, 5, 3).reshape(b, c, factor * h, factor * w)

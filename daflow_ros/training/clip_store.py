@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from daflow_ros.degradation import random_degradation
-from daflow_ros.flow.hypotheses import HYPOTHESES
+from daflow_ros.flow.hypotheses import NUM_HYPOTHESES
 from daflow_ros.models.cues import hypothesis_cues
 from daflow_ros.training.networks import clip_hypotheses
 from daflow_ros.training.scenes import SceneGenerator
@@ -155,10 +155,8 @@ def degrade_clips(
         flows = clip_hypotheses(frames)
         arrays['hypotheses'] = flows.half().numpy()
         quarter = F.avg_pool2d(flows.flatten(1, 2), 4).unflatten(1, flows.shape[1:3]) / 4
-        count = len(HYPOTHESES)
-        judged = hypothesis_cues(
-            frames[:, -2], frames[:, -1], quarter[:, :count], quarter[:, count:]
-        )
+        forth, back = quarter[:, :NUM_HYPOTHESES], quarter[:, NUM_HYPOTHESES:]
+        judged = hypothesis_cues(frames[:, -2], frames[:, -1], forth, back)
         arrays['cues'], arrays['about'] = (x.half().numpy() for x in judged)
         _write(path, arrays)
 

@@ -104,7 +104,9 @@ class FlowTrainer(ClipTrainer):
         return build_network(config.model, config.start, config.backbone)
 
     def trains(self, name: str) -> bool:
-        """All but a frozen transformer."""
+        """All but a frozen transformer and selector."""
+        if name.removeprefix('raft.').startswith('selector.'):
+            return self.config.selector_rate > 0
         if not name.startswith('transformer.'):
             return True
         if self.config.control_only and 'control' not in name:

@@ -22,25 +22,29 @@ from daflow_ros.training.trainer import Trainer, TrainingConfig
 NORMALISING = 16
 
 
-def choice_loss(logits: Tensor, candidates: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """What the choice and the blend of hypotheses miss the flow by, a clip that is lost less.
+def choice_loss(
+    log_shares: Tensor, candidates: Tensor, flow: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the choice and the blend of candidates miss the flow by, a clip that is lost less.
 
     Args:
-        logits: ``(B, K, h, w)``; candidates: ``(B, K, 2, h, w)`` in 1/4-resolution px.
+        log_shares: ``(B, K + 1, h, w)``; candidates: ``(B, K + 1, 2, h, w)`` in 1/4-resolution
+            px, the propagated flow last.
         flow: ``(B, 2, 4h, 4w)`` px.
 
     Returns:
         The loss, and the mean end-point error of the blend ``(B,)`` in px.
     """
     low = F.avg_pool2d(flow, 4) / 4
-    share = logits.softmax(dim=1)
+    share = log_shares.exp()
     each = 4 * (candidates - low[:, None]).norm(dim=2)
     expected = (share * each).sum(dim=1).mean(dim=(1, 2))
+    propagated = each[:, -1].mean(dim=(1, 2))
     blend = 4 * ((share[:, :, None] * candidates).sum(dim=1) - low).norm(dim=1).mean(dim=(1, 2))
     counts = 1 / (1 + blend.detach())
-    loss = (counts * (0.5 * expected + blend)).mean()
+    loss = (counts * (0.4 * expected + blend + 0.3 * propagated)).mean()
     valid = torch.ones_like(flow[:, :1])
-    loss = loss + 0.1 * selection_loss([(logits.log_softmax(dim=1), candidates)], flow, valid)
+    loss = loss + 0.1 * selection_loss([(log_shares, candidates)], flow, valid)
     return loss, blend.detach()
 
 
@@ -111,6 +115,6 @@ class SelectorTrainer(Trainer):
                 cues, about = cues.flip(dims), about.flip(dims)
                 candidates, flow = candidates.flip(dims) * signs, flow.flip(dims) * signs
         with self.accelerator.autocast():
-            logits = self.model(cues, about)
-        loss, error = choice_loss(logits.float(), candidates, flow)
+            log_shares, every = self.model(cues, about, candidates)
+        loss, error = choice_loss(log_shares.float(), every.float(), flow)
         return loss, {'sequence': float(loss.detach()), 'epe': float(error.mean())}

@@ -45,6 +45,7 @@ class TrainingConfig:
         iterations: GRU updates.
         learning_rate, backbone_rate: of the flow network, and of the diffusion transformer
             (0 freezes it, as the paper does).
+        selector_rate: of the choice between hypotheses; 0 keeps it as the start has it.
         control_only: of the transformer train only the parameters named ``*control*``, as
             DiT4SR's recipe does.
         warmup: steps of rising learning rate.
@@ -78,6 +79,7 @@ class TrainingConfig:
     iterations: int = 5
     learning_rate: float = 6e-4
     backbone_rate: float = 3e-4
+    selector_rate: float = 0.0
     control_only: bool = False
     weight_decay: float = 1e-4
     warmup: int = 200
@@ -121,19 +123,19 @@ class Trainer(ABC):
         torch.manual_seed(config.seed)
         self.network: Any = self.build().to(self.device)
         self.averaged: Any = copy.deepcopy(self.network).eval().requires_grad_(False)
-        backbone: list[Tensor] = []
-        other: list[Tensor] = []
+        rates = {
+            'transformer.': config.backbone_rate,
+            'selector.': config.selector_rate,
+            'raft.selector.': config.selector_rate,
+        }
+        parts: dict[float, list[Tensor]] = {}
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(self.trains(name))
             if parameter.requires_grad:
-                (backbone if name.startswith('transformer.') else other).append(parameter)
+                own = [rate for prefix, rate in rates.items() if name.startswith(prefix)]
+                parts.setdefault(own[0] if own else config.learning_rate, []).append(parameter)
         groups: list[dict[str, Any]] = [
-            {'params': params, 'base': rate}
-            for params, rate in (
-                (other, config.learning_rate),
-                (backbone, config.backbone_rate),
-            )
-            if params
+            {'params': params, 'base': rate} for rate, params in parts.items()
         ]
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
