@@ -4,8 +4,8 @@
 For every hypothesis: forward-backward errors, normalised cross-correlation of the images along
 it (as they are, and after a morphological opening, which takes rain and flakes away), brightness
 difference, distance from the median of all, roughness. Of the first image: what an opening takes
-away, detail, brightness and colour. What they are worth in which weather is
-for a network to learn (`selector.py`). Ours; nothing of it is in the DA-Flow paper.
+away, detail, brightness and colour. What they are worth in which weather is for a network to
+learn (`selector.py`). Ours; nothing of it is in the DA-Flow paper.
 
 Shapes: images ``(B, 3, H, W)`` in [-1, 1]; flow ``(B, K, 2, H/4, W/4)`` in 1/4-resolution px.
 """
@@ -68,8 +68,8 @@ def forward_backward_error(flow: Tensor, backward: Tensor) -> Tensor:
 
 def box(x: Tensor, side: int) -> Tensor:
     """Mean of a window of an odd side, smaller at the border, over the last two dimensions."""
-    # Shifted sums along one direction, then the other: a fifth of the time of torch's pooling
-    # on a CPU.
+    # Shifted sums along one direction, then the other: a fraction of the time of torch's
+    # pooling on a CPU.
     for dim in (-2, -1):
         size = x.shape[dim]
         total = x.clone()

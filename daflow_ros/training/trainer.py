@@ -128,14 +128,15 @@ class Trainer(ABC):
             'selector.': config.selector_rate,
             'raft.selector.': config.selector_rate,
         }
-        parts: dict[float, list[Tensor]] = {}
+        # The network's own rate comes first: it is the one in the log.
+        parts: dict[float, list[Tensor]] = {config.learning_rate: []}
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(self.trains(name))
             if parameter.requires_grad:
                 own = [rate for prefix, rate in rates.items() if name.startswith(prefix)]
                 parts.setdefault(own[0] if own else config.learning_rate, []).append(parameter)
         groups: list[dict[str, Any]] = [
-            {'params': params, 'base': rate} for rate, params in parts.items()
+            {'params': params, 'base': rate} for rate, params in parts.items() if params
         ]
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
