@@ -11,16 +11,18 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this verb."""
     parser.add_argument('output', type=Path, metavar='OUTPUT_DIR', help='folder of shards')
-    parser.add_argument('--imagery', help='folder of photographs (default: procedural textures)')
+    parser.add_argument('--imagery',
+                        help='folder of `daflow imagery`, or of photographs (default: procedural '
+                             'textures)')
     parser.add_argument('--shards', type=int, default=200,
-                        help='shards of 32 clips, about 22 MB each (default: %(default)s)')
-    parser.add_argument('--size', type=int, default=256, help='side in px (default: %(default)s)')
+                        help='shards of 32 clips, about 47 MB each (default: %(default)s)')
+    parser.add_argument('--size', type=int, default=384, help='side in px (default: %(default)s)')
     parser.add_argument('--frames', type=int, default=2, help='of a clip (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=1,
                         help='one for each process that writes (default: %(default)s)')
     parser.add_argument('--degrade', type=Path, metavar='CLIPS_DIR',
                         help='degrade and match the clean clips of this folder instead of drawing '
-                             '(97 MB a shard)')
+                             '(about 300 MB a shard)')
     parser.add_argument('--part', default='0/1', metavar='I/N',
                         help='with --degrade: every N-th shard from the I-th')
     parser.add_argument('--threads', type=int, help='CPU threads of torch')

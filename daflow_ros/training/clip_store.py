@@ -24,11 +24,11 @@ from daflow_ros.flow.hypotheses import NUM_HYPOTHESES
 from daflow_ros.models.cues import hypothesis_cues
 from daflow_ros.training.networks import clip_hypotheses
 from daflow_ros.training.scenes import SceneGenerator
-from daflow_ros.training.textures import TextureBank
+from daflow_ros.training.sprites import open_imagery
 
 SHARD = 32
 #: Largest camera translation as a share of the side, of the quarters of a shard.
-REACHES = (0.03, 0.06, 0.10, 0.15)
+REACHES = (0.02, 0.04, 0.07, 0.11)
 
 
 @dataclass
@@ -88,7 +88,7 @@ def write_clips(
     folder: str | Path,
     imagery: str | None,
     shards: int,
-    size: int = 256,
+    size: int = 384,
     frames: int = 2,
     seed: int = 1,
     device: str = 'cpu',
@@ -100,8 +100,10 @@ def write_clips(
     """
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    bank = TextureBank(imagery, device=device)
-    scenes = [SceneGenerator(bank, size, frames, reach=reach) for reach in REACHES]
+    bank, sprites = open_imagery(imagery, device)
+    scenes = [
+        SceneGenerator(bank, size, frames, reach=reach, sprites=sprites) for reach in REACHES
+    ]
     generator = torch.Generator(device=device)
     for number in tqdm(range(shards), unit='shard'):
         path = out / f'{seed:03d}_{number:05d}.npz'

@@ -22,7 +22,7 @@ from daflow_ros.training.losses import (
 )
 from daflow_ros.training.networks import build_network, clip_hypotheses, predict, raft_of
 from daflow_ros.training.scenes import Clip, SceneGenerator
-from daflow_ros.training.textures import TextureBank
+from daflow_ros.training.sprites import open_imagery
 from daflow_ros.training.trainer import Trainer, TrainingConfig
 from daflow_ros.training.video_clips import VideoClips
 
@@ -53,8 +53,10 @@ def clip_source(
 ) -> Callable[[int, torch.Generator], Clip]:
     """Generated scenes, or clips of the user's own video with a teacher's flow."""
     if config.video is None:
-        bank = TextureBank(config.imagery, device=device)
-        return SceneGenerator(bank, config.size, config.frames, reach=config.reach)
+        bank, sprites = open_imagery(config.imagery, device)
+        return SceneGenerator(
+            bank, config.size, config.frames, reach=config.reach, sprites=sprites
+        )
     teacher = load_estimator(config.teacher, str(device), config.teacher_weights)
     return VideoClips(config.video, teacher, config.size, config.frames)
 

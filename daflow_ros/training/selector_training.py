@@ -100,13 +100,22 @@ class SelectorTrainer(Trainer):
     def loss(self) -> tuple[Tensor, dict[str, float]]:
         """Loss of the next batch; `epe` is that of the blend."""
         rows = self.stored.rows(self.step, self.config.batch)
+        draws = torch.rand((4,), generator=self.generator, device=self.device).tolist()
         cues, about = self._cues(rows)
         count = cues.shape[1]
-        hypotheses = torch.from_numpy(rows['hypotheses'][:, :count].astype(np.float32))
+        # A window of `size` px: there is room for several in a clip.
+        side = self.config.size // 16 * 4
+        top, left = (
+            int(draw * (max(cells - side, 0) + 1))
+            for draw, cells in zip(draws[2:], cues.shape[-2:], strict=True)
+        )
+        small = (..., slice(top, top + side), slice(left, left + side))
+        large = (..., slice(4 * top, 4 * (top + side)), slice(4 * left, 4 * (left + side)))
+        cues, about = cues[small], about[small]
+        hypotheses = torch.from_numpy(rows['hypotheses'][:, :count][large].astype(np.float32))
         candidates = F.avg_pool2d(hypotheses.flatten(1, 2), 4).unflatten(1, (count, 2)) / 4
         candidates = candidates.to(self.device)
-        flow = torch.from_numpy(rows['flow'].astype(np.float32)).to(self.device)
-        draws = torch.rand((2,), generator=self.generator, device=self.device).tolist()
+        flow = torch.from_numpy(rows['flow'][large].astype(np.float32)).to(self.device)
         for axis, chance in enumerate((0.5, 0.3)):
             if draws[axis] < chance:
                 dims = (-1 - axis,)
