@@ -257,15 +257,17 @@ def test_propagation_fills_what_is_alike_from_what_is_trusted():
     torch.testing.assert_close(propagate(wrong, keys, trust), flow, atol=1e-4, rtol=0)
 
 
-def test_selector_is_even_handed_until_trained():
+@pytest.mark.parametrize('size', [(16, 16), (12, 20)])
+def test_selector_is_even_handed_until_trained(size):
     torch.manual_seed(0)
     selector = HypothesisSelector(5)
-    cues, about = torch.randn(1, 5, 13, 16, 16), torch.randn(1, 7, 16, 16)
-    hypotheses = torch.full((1, 5, 2, 16, 16), 2.0)
+    # The same everywhere: what is pooled and interpolated stays as it is.
+    cues, about = torch.randn(1, 5, 13, 1, 1).expand(-1, -1, -1, *size), torch.randn(1, 7, *size)
+    hypotheses = torch.full((1, 5, 2, *size), 2.0)
     shares, candidates = selector(cues, about, hypotheses)
-    torch.testing.assert_close(shares.exp().sum(dim=1), torch.ones(1, 16, 16))
-    torch.testing.assert_close(shares[:, :5].exp(), torch.full((1, 5, 16, 16), 0.1))
-    torch.testing.assert_close(candidates, torch.full((1, 6, 2, 16, 16), 2.0))
+    torch.testing.assert_close(shares.exp().sum(dim=1), torch.ones(1, *size))
+    torch.testing.assert_close(shares[:, :5].exp(), torch.full((1, 5, *size), 0.1))
+    torch.testing.assert_close(candidates, torch.full((1, 6, 2, *size), 2.0))
     with torch.no_grad():
         selector.linear[2, 4] = -2.0
     shares, _ = selector(cues, about, hypotheses)

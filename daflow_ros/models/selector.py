@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from daflow_ros.models.cues import PER_HYPOTHESIS, PER_IMAGE
 from daflow_ros.models.unet import UNet
 
-#: Of the windows of propagation, in steps of each of `DILATIONS` px in turn: plain areas are wide.
+#: Of the windows of propagation, in steps of each of `DILATIONS` cells in turn: plain areas are
+#: wide.
 RADIUS = 2
 DILATIONS = (8, 4, 2)
 
@@ -50,6 +51,8 @@ def propagate(flow: Tensor, keys: Tensor, trust: Tensor) -> Tensor:
 
 class HypothesisSelector(nn.Module):
     """Shares of ``num_hypotheses`` hypotheses, and of one propagated from them, at 1/4.
+
+    It sees the cues at half of that: further about, in a quarter of the time.
 
     Args:
         num_hypotheses: K.
@@ -87,16 +90,19 @@ class HypothesisSelector(nn.Module):
         """Choose.
 
         Args:
-            cues: ``(B, K, PER_HYPOTHESIS, h, w)``; about: ``(B, PER_IMAGE, h, w)``; h and w
-                divide by 4.
+            cues: ``(B, K, PER_HYPOTHESIS, h, w)``; about: ``(B, PER_IMAGE, h, w)``.
             hypotheses: ``(B, K, 2, h, w)``.
 
         Returns:
             Log-shares ``(B, K + 1, h, w)`` of the candidates ``(B, K + 1, 2, h, w)``, the
             hypotheses and the propagated flow.
         """
-        count = hypotheses.shape[1]
+        count, full = hypotheses.shape[1], hypotheses.shape[-2:]
+        # The U-Net's levels divide by 4.
+        size = [-(-side // 8) * 4 for side in full]
         x = torch.cat([cues.flatten(1, 2), about], dim=1).float()
+        x = F.interpolate(x, size=size, mode='area')
+        coarse = F.interpolate(hypotheses.flatten(1, 2), size=size, mode='area')
         x = (x - self.mean[:, None, None]) / self.deviation[:, None, None]
         own = x[:, : -about.shape[1]].unflatten(1, cues.shape[1:3])
         linear = (own * self.linear[:, :, None, None]).sum(dim=2)
@@ -104,8 +110,12 @@ class HypothesisSelector(nn.Module):
         features = self.unet(x)
         logits, gate = self.head(features).float().split([count, 1], dim=1)
         logits = (linear + logits).log_softmax(dim=1)
-        blend = (logits.exp()[:, :, None] * hypotheses).sum(dim=1)
+        blend = (logits.exp()[:, :, None] * coarse.unflatten(1, (count, 2))).sum(dim=1)
         keys = self.keys(torch.cat([features, x[:, -about.shape[1] :]], dim=1)).float()
         spread = propagate(blend, keys, self.trust(features).float())
-        shares = torch.cat([logits + F.logsigmoid(-gate), F.logsigmoid(gate)], dim=1)
-        return shares, torch.cat([hypotheses, spread[:, None]], dim=1)
+        shares = torch.cat([logits + F.logsigmoid(-gate), F.logsigmoid(gate)], dim=1).exp()
+        shares, spread = (
+            F.interpolate(each, size=full, mode='bilinear') for each in (shares, spread)
+        )
+        candidates = torch.cat([hypotheses, spread[:, None]], dim=1)
+        return shares.clamp(min=1e-12).log(), candidates
