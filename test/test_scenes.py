@@ -90,14 +90,15 @@ def test_empty_folder_is_an_error(tmp_path):
 
 @pytest.fixture
 def imagery(tmp_path):
-    """A photograph and a sprite: a red disc, green where it is transparent."""
+    """A photograph and a sprite: a red disc of many shades, green where it is transparent."""
     for name in ('photos', 'sprites'):
         (tmp_path / name).mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / 'photos' / 'a.png'), noise)
     y, x = np.mgrid[-60:60, -80:80]
     disc = (x**2 + y**2 < 50**2)[..., None]
-    bgra = np.where(disc, np.uint8([0, 0, 255, 255]), np.uint8([0, 255, 0, 0]))
+    ramp = np.stack([45 + 0.9 * y, 45 + 0.9 * x, 255 + 0 * x, 255 + 0 * x], axis=-1)
+    bgra = np.where(disc, ramp, [0, 255, 0, 0]).astype(np.uint8)
     cv2.imwrite(str(tmp_path / 'sprites' / 'disc.png'), bgra)
     cv2.imwrite(str(tmp_path / 'sprites' / 'opaque.png'), noise[:64, :64])
     return tmp_path
@@ -123,13 +124,17 @@ def test_scenes_show_sprites_that_move_with_the_flow(imagery):
     clip = scenes(8, torch.Generator().manual_seed(2))
     axis = torch.arange(128.0)
     target = torch.stack(torch.meshgrid(axis, axis, indexing='xy')) + clip.flow[:, 0]
-    grid = (2 * target / 127 - 1).permute(0, 2, 3, 1)
-    warped = torch.nn.functional.grid_sample(clip.frames[:, 1], grid, align_corners=True)
     first = clip.frames[:, 0]
+
+    def error(target):
+        grid = (2 * target / 127 - 1).permute(0, 2, 3, 1)
+        warped = torch.nn.functional.grid_sample(clip.frames[:, 1], grid, align_corners=True)
+        return (warped - first).abs().amax(dim=1, keepdim=True)
+
     red = (first[:, :1] > first[:, 1:2] + 0.3) & (first[:, :1] > first[:, 2:] + 0.3)
     seen = red & ~clip.occluded[:, 0]
     assert seen.float().mean() > 0.01
-    assert (warped - first).abs().amax(dim=1, keepdim=True)[seen].median() < 0.01
+    assert error(target)[seen].median() < 0.25 * error(target + 1)[seen].median()
 
 
 def test_what_is_seen_from_afar_does_not_alias():

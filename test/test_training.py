@@ -209,6 +209,37 @@ def test_stored_clips_are_those_of_the_generator_and_train(tmp_path):
         StoredClips(clean).batch(0, 8, cpu)
 
 
+def test_selector_windows_show_the_same_part_of_all(tmp_path):
+    from daflow_ros.flow.hypotheses import NUM_HYPOTHESES
+    from daflow_ros.training.clip_store import SHARD
+    from daflow_ros.training.selector_training import SelectorTrainer
+
+    # Two hypotheses are right by turns in quarters of the picture, and a cue tells which.
+    y, x = np.mgrid[:32, :32] >= 16
+    wrong = np.ones((NUM_HYPOTHESES + 2, 32, 32), bool)
+    wrong[0], wrong[1] = x ^ y, ~(x ^ y)
+    cues = np.zeros((SHARD, NUM_HYPOTHESES, 13, 32, 32), np.float16)
+    cues[:, :, 4] = wrong[:NUM_HYPOTHESES]
+    flow = np.zeros((SHARD, 2, 128, 128), np.float16)
+    hypotheses = np.zeros((SHARD, NUM_HYPOTHESES + 2, 2, 128, 128), np.float16)
+    hypotheses[:, :, 0] = 10 * wrong.repeat(4, axis=-1).repeat(4, axis=-2)
+    about = np.zeros((SHARD, 7, 32, 32), np.float16)
+    (tmp_path / 'clips').mkdir()
+    np.savez(
+        tmp_path / 'clips' / '001_00000_001.npz',
+        flow=flow, hypotheses=hypotheses, cues=cues, about=about,
+    )  # fmt: skip
+    trainer = SelectorTrainer(
+        config(tmp_path / 'run', clips=str(tmp_path / 'clips'), batch=4, size=64)
+    )
+    with torch.no_grad():
+        # Nothing of what is propagated, which is drawn from around.
+        trainer.network.head.bias[-1] = -30
+        trainer.network.linear[:, 4] = -50
+    # Off at the borders of the quarters alone, which pooling mixes.
+    assert max(trainer.loss()[1]['epe'] for _ in range(8)) < 3
+
+
 def test_flow_and_hypotheses_belong_to_the_frames_after_crop_and_flip(tmp_path):
     from daflow_ros.training.clip_store import SHARD, StoredClips, degrade_clips, flip, write_clips
 
