@@ -281,6 +281,48 @@ def test_selection_loss_wants_the_right_candidate():
     assert float(selection_loss([(torch.zeros(1, 3, 8, 8), same)], flow, valid)) == 0
 
 
+def test_rendered_pairs_become_clips_both_ways(tmp_path):
+    from daflow_ros.cli import main
+    from daflow_ros.training.clip_store import SHARD, StoredClips, degrade_clips
+
+    # Each pair: a plane that moves by (2, 1) px, and a patch in it that stands still.
+    rng = np.random.default_rng(0)
+    pairs = tmp_path / 'pairs'
+    pairs.mkdir()
+    for number in range(SHARD + 3):
+        plane = rng.integers(0, 255, (72, 72, 3), dtype=np.uint8)
+        first, second = plane[8:, 8:].copy(), plane[7:-1, 6:-2].copy()
+        first[20:30, 20:30] = second[20:30, 20:30] = 255
+        flow = np.zeros((2, 64, 64, 2), np.float32)
+        flow[0], flow[1] = (2, 1), (-2, -1)
+        flow[:, 20:30, 20:30] = 0
+        path = pairs / f'001_{number:05d}.npz'
+        np.savez(path, frames=np.stack([first, second]), flow=flow)
+    clips = tmp_path / 'clips'
+    assert main(['clips', str(clips), '--rendered', str(pairs)]) == 0
+    stored = StoredClips(clips)
+    assert len(stored.paths) == 2
+    for way in range(2):
+        rows = stored.shard(way)
+        forth = 'forth' in stored.paths[way].stem
+        dx, dy = (2, 1) if forth else (-2, -1)
+        assert rows['frames'].shape == (SHARD, 2, 3, 64, 64)
+        assert (rows['flow'][:, :, 40, 40] == (dx, dy)).all()
+        hidden = np.unpackbits(rows['occluded'], axis=-1)[:, 0].astype(bool)
+        y, x = np.mgrid[5:58, 5:58]
+        moved = ~((y >= 20) & (y < 30) & (x >= 20) & (x < 30))
+        target = (y + dy >= 20) & (y + dy < 30) & (x + dx >= 20) & (x + dx < 30)
+        np.testing.assert_array_equal(hidden[0, 5:58, 5:58], moved & target)
+        images = rows['frames'].astype(int)
+        there = images[:, 1][..., y + dy, x + dx]
+        here = images[:, 0][..., y, x]
+        assert (there == here)[..., moved & ~target].all()
+    degrade_clips(clips, tmp_path / 'degraded')
+    assert StoredClips(tmp_path / 'degraded').batch(0, 4, torch.device('cpu')).frames.shape[0] == 4
+    np.savez(pairs / '000_bad.npz', frames=np.zeros((2, 8, 8, 3), np.uint8), flow=np.zeros(3))
+    assert main(['clips', str(tmp_path / 'other'), '--rendered', str(pairs)]) == 2
+
+
 def test_balanced_loss_counts_a_hopeless_clip_less():
     flow = torch.zeros(2, 2, 16, 16)
     final = torch.zeros(2, 2, 16, 16)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`daflow clips`: draw training clips, or degrade stored ones, on cores that are idle."""
+"""`daflow clips`: draw training clips, take rendered ones, or degrade what is stored."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--degrade', type=Path, metavar='CLIPS_DIR',
                         help='degrade and match the clean clips of this folder instead of drawing '
                              '(about 300 MB a shard)')
+    parser.add_argument('--rendered', type=Path, metavar='PAIRS_DIR',
+                        help='take the pairs that tools/render_scenes.py drew, forth and back')
     parser.add_argument('--part', default='0/1', metavar='I/N',
                         help='with --degrade: every N-th shard from the I-th')
     parser.add_argument('--threads', type=int, help='CPU threads of torch')
@@ -33,11 +35,14 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from daflow_ros.training.clip_store import degrade_clips, write_clips
+    from daflow_ros.training.rendered_pairs import write_rendered_clips
 
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
-        if args.degrade is not None:
+        if args.rendered is not None:
+            write_rendered_clips(args.rendered, args.output)
+        elif args.degrade is not None:
             first, _, count = args.part.partition('/')
             part = int(first), int(count)
             degrade_clips(args.degrade, args.output, args.seed, part)

@@ -77,7 +77,8 @@ def flip(sample: Sample, generator: torch.Generator) -> Sample:
     return sample
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_shard(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """A shard, whole or not at all."""
     part = path.with_suffix('.part')
     with part.open('wb') as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -113,7 +114,7 @@ def write_clips(
         clips = [scene(SHARD // len(scenes), generator) for scene in scenes]
         images = torch.cat([clip.frames for clip in clips]) * 255
         occluded = torch.cat([clip.occluded[:, -1] for clip in clips]).cpu().numpy()
-        _write(
+        write_shard(
             path,
             {
                 'frames': images.round().clamp(0, 255).to(torch.uint8).cpu().numpy(),
@@ -160,7 +161,7 @@ def degrade_clips(
         forth, back = quarter[:, :NUM_HYPOTHESES], quarter[:, NUM_HYPOTHESES:]
         judged = hypothesis_cues(frames[:, -2], frames[:, -1], forth, back)
         arrays['cues'], arrays['about'] = (x.half().numpy() for x in judged)
-        _write(path, arrays)
+        write_shard(path, arrays)
 
 
 def _shards(folder: str | Path) -> list[Path]:
