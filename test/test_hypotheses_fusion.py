@@ -264,11 +264,37 @@ def test_selector_is_even_handed_until_trained(size):
     # The same everywhere: what is pooled and interpolated stays as it is.
     cues, about = torch.randn(1, 5, 13, 1, 1).expand(-1, -1, -1, *size), torch.randn(1, 7, *size)
     hypotheses = torch.full((1, 5, 2, *size), 2.0)
-    shares, candidates = selector(cues, about, hypotheses)
+    shares, candidates, _ = selector(cues, about, hypotheses)
     torch.testing.assert_close(shares.exp().sum(dim=1), torch.ones(1, *size))
     torch.testing.assert_close(shares[:, :5].exp(), torch.full((1, 5, *size), 0.1))
     torch.testing.assert_close(candidates, torch.full((1, 6, 2, *size), 2.0))
     with torch.no_grad():
         selector.linear[2, 4] = -2.0
-    shares, _ = selector(cues, about, hypotheses)
+    shares, _, coarse = selector(cues, about, hypotheses)
+    torch.testing.assert_close(shares, coarse)  # untrained, the refiner changes nothing
     torch.testing.assert_close(shares[:, 2] - shares[:, 1], -2 * cues[:, 2, 4])
+
+
+def test_refiner_tells_apart_what_one_coarse_cell_holds():
+    selector = HypothesisSelector(2)
+    # Two motions a px apart, cell by cell; at half of the resolution they look the same.
+    y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing='ij')
+    odd = ((x + y) % 2).float()
+    cues = torch.zeros(1, 2, 13, 16, 16)
+    cues[0, 0, 4], cues[0, 1, 4] = odd, 1 - odd
+    hypotheses = torch.zeros(1, 2, 2, 16, 16)
+    hypotheses[0, 1] = 10
+    right = torch.where(odd == 0, hypotheses[:, 0], hypotheses[:, 1])
+    with torch.no_grad():
+        selector.head.bias[-1] = -30  # nothing of what is propagated
+        refiner = selector.refiner
+        for layer in (refiner.enter, refiner.first, refiner.second):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        refiner.enter.weight[0, 4] = 1
+        refiner.head.weight[0, 0, 1, 1] = -40
+        choice = selector(cues, torch.zeros(1, 7, 16, 16), hypotheses)
+    for shares, worst in ((choice.log_shares, 0.01), (choice.coarse, None)):
+        blend = (shares.exp()[:, :, None] * choice.candidates).sum(dim=1)
+        off = (blend - right).norm(dim=1)
+        assert off.max() < worst if worst else off.min() > 5

@@ -298,7 +298,8 @@ class RAFT(ModelMixin, ConfigMixin):
         cues, about = hypothesis_cues(
             features.image1.float(), features.image2.float(), forward, backward
         )
-        return backward, *self.selector(cues, about, forward)
+        choice = self.selector(cues, about, forward)
+        return backward, choice.log_shares, choice.candidates
 
     def _upsample(
         self, fused: Fused, flows: list[Tensor], hypotheses: Tensor, correlation: Tensor | None

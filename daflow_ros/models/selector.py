@@ -9,11 +9,14 @@ is what mends the edges of objects and what they hide. Ours; nothing of it is in
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daflow_ros.models.cues import PER_HYPOTHESIS, PER_IMAGE
+from daflow_ros.models.share_refiner import ShareRefiner
 from daflow_ros.models.unet import UNet
 
 #: Of the windows of propagation, in steps of each of `DILATIONS` cells in turn: plain areas are
@@ -49,10 +52,24 @@ def propagate(flow: Tensor, keys: Tensor, trust: Tensor) -> Tensor:
     return flow
 
 
+class Choice(NamedTuple):
+    """Of K hypotheses and the flow propagated from them, which comes last.
+
+    Attributes:
+        log_shares: ``(B, K + 1, h, w)``.
+        candidates: ``(B, K + 1, 2, h, w)`` px.
+        coarse: ``(B, K + 1, h, w)``, log-shares before they were sharpened.
+    """
+
+    log_shares: Tensor
+    candidates: Tensor
+    coarse: Tensor
+
+
 class HypothesisSelector(nn.Module):
     """Shares of ``num_hypotheses`` hypotheses, and of one propagated from them, at 1/4.
 
-    It sees the cues at half of that: further about, in a quarter of the time.
+    The U-Net sees the cues at half of that: further about, in a quarter of the time.
 
     Args:
         num_hypotheses: K.
@@ -81,29 +98,25 @@ class HypothesisSelector(nn.Module):
         self.linear = nn.Parameter(torch.zeros(num_hypotheses, PER_HYPOTHESIS))
         self.keys = nn.Conv2d(dims[0] + PER_IMAGE, key_dim, 1)
         self.trust = nn.Conv2d(dims[0], 1, 1)
+        self.refiner = ShareRefiner()
         for layer in (self.head, self.trust):
             nn.init.zeros_(layer.weight)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
-    def forward(self, cues: Tensor, about: Tensor, hypotheses: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, cues: Tensor, about: Tensor, hypotheses: Tensor) -> Choice:
         """Choose.
 
         Args:
             cues: ``(B, K, PER_HYPOTHESIS, h, w)``; about: ``(B, PER_IMAGE, h, w)``.
             hypotheses: ``(B, K, 2, h, w)``.
-
-        Returns:
-            Log-shares ``(B, K + 1, h, w)`` of the candidates ``(B, K + 1, 2, h, w)``, the
-            hypotheses and the propagated flow.
         """
         count, full = hypotheses.shape[1], hypotheses.shape[-2:]
         # The U-Net's levels divide by 4.
         size = [-(-side // 8) * 4 for side in full]
-        x = torch.cat([cues.flatten(1, 2), about], dim=1).float()
-        x = F.interpolate(x, size=size, mode='area')
+        cells = self._normalised(torch.cat([cues.flatten(1, 2), about], dim=1).float())
+        x = F.interpolate(cells, size=size, mode='area')
         coarse = F.interpolate(hypotheses.flatten(1, 2), size=size, mode='area')
-        x = (x - self.mean[:, None, None]) / self.deviation[:, None, None]
         own = x[:, : -about.shape[1]].unflatten(1, cues.shape[1:3])
         linear = (own * self.linear[:, :, None, None]).sum(dim=2)
         x = x.clamp(-5, 5).to(self.head.weight.dtype)
@@ -118,4 +131,11 @@ class HypothesisSelector(nn.Module):
             F.interpolate(each, size=full, mode='bilinear') for each in (shares, spread)
         )
         candidates = torch.cat([hypotheses, spread[:, None]], dim=1)
-        return shares.clamp(min=1e-12).log(), candidates
+        log_shares = shares.clamp(min=1e-6).log()
+        cells = cells.clamp(-5, 5)
+        own, about = cells[:, : -about.shape[1]], cells[:, -about.shape[1] :]
+        refined = self.refiner(log_shares, candidates, own.unflatten(1, cues.shape[1:3]), about)
+        return Choice(refined, candidates, log_shares)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return (x - self.mean[:, None, None]) / self.deviation[:, None, None]

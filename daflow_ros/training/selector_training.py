@@ -124,6 +124,9 @@ class SelectorTrainer(Trainer):
                 cues, about = cues.flip(dims), about.flip(dims)
                 candidates, flow = candidates.flip(dims) * signs, flow.flip(dims) * signs
         with self.accelerator.autocast():
-            log_shares, every = self.model(cues, about, candidates)
-        loss, error = choice_loss(log_shares.float(), every.float(), flow)
+            choice = self.model(cues, about, candidates)
+        every = choice.candidates.float()
+        loss, error = choice_loss(choice.log_shares.float(), every, flow)
+        # The coarse choice is trained by itself too, so that it stays one.
+        loss = loss + choice_loss(choice.coarse.float(), every, flow)[0]
         return loss, {'sequence': float(loss.detach()), 'epe': float(error.mean())}
