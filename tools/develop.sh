@@ -26,6 +26,8 @@ import sys
 
 from daflow_ros.cli import main
 
-sys.exit(main())
+# Spawned processes (memory of the benchmark) import this file.
+if __name__ == '__main__':
+    sys.exit(main())
 EOF
 chmod +x "$venv/bin/daflow"
