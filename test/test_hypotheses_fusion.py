@@ -298,3 +298,14 @@ def test_refiner_tells_apart_what_one_coarse_cell_holds():
         blend = (shares.exp()[:, :, None] * choice.candidates).sum(dim=1)
         off = (blend - right).norm(dim=1)
         assert off.max() < worst if worst else off.min() > 5
+
+
+def test_refiner_trains_where_all_candidates_agree():
+    selector = HypothesisSelector(3)
+    torch.nn.init.normal_(selector.refiner.head.weight)
+    still = torch.zeros(1, 3, 2, 8, 8)
+    choice = selector(torch.randn(1, 3, 13, 8, 8), torch.randn(1, 7, 8, 8), still)
+    choice.log_shares[:, 0].sum().backward()
+    # Their distance is 0, where a square root has no slope.
+    assert all(p.grad is None or p.grad.isfinite().all() for p in selector.parameters())
+    assert selector.refiner.first.weight.grad.abs().max() > 0

@@ -317,9 +317,18 @@ def test_rendered_pairs_become_clips_both_ways(tmp_path):
         there = images[:, 1][..., y + dy, x + dx]
         here = images[:, 0][..., y, x]
         assert (there == here)[..., moved & ~target].all()
+    # Pairs of another seed that come later leave the shards that are there as they are.
+    for number in range(SHARD - 1):
+        (pairs / f'000_{number:05d}.npz').write_bytes(path.read_bytes())
+    before = {shard: shard.read_bytes() for shard in stored.paths}
+    assert main(['clips', str(clips), '--rendered', str(pairs)]) == 0
+    assert {shard: shard.read_bytes() for shard in StoredClips(clips).paths} == before
+    (pairs / f'000_{SHARD - 1:05d}.npz').write_bytes(path.read_bytes())
+    assert main(['clips', str(clips), '--rendered', str(pairs)]) == 0
+    assert len(StoredClips(clips).paths) == 4
     degrade_clips(clips, tmp_path / 'degraded')
     assert StoredClips(tmp_path / 'degraded').batch(0, 4, torch.device('cpu')).frames.shape[0] == 4
-    np.savez(pairs / '000_bad.npz', frames=np.zeros((2, 8, 8, 3), np.uint8), flow=np.zeros(3))
+    np.savez(pairs / '001_00000.npz', frames=np.zeros((2, 8, 8, 3), np.uint8), flow=np.zeros(3))
     assert main(['clips', str(tmp_path / 'other'), '--rendered', str(pairs)]) == 2
 
 

@@ -6,6 +6,8 @@ Blender runs in an environment of its own, so the pairs come as files.
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -36,23 +38,30 @@ def read_rendered_pair(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 def write_rendered_clips(source: str | Path, folder: str | Path) -> None:
     """Shards of the pairs in ``source`` and of the same pairs the other way round.
 
-    What fills no whole shard is left for later; shards that are there are kept. A pixel is
-    occluded where the flow back does not lead from its target to where it came from.
+    A shard takes pairs of one seed whose numbers follow each other, so that it stays the same
+    while more are drawn; what fills no whole shard is left for later, and shards that are there
+    are kept. A pixel is occluded where the flow back does not lead from its target to where it
+    came from.
 
     Raises:
-        FileNotFoundError: fewer pairs than a shard holds.
+        FileNotFoundError: no shard's worth of pairs.
         ValueError: a file that is no pair, or pairs of several sizes.
     """
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    paths = sorted(Path(source).glob('*.npz'))
-    if len(paths) < SHARD:
-        raise FileNotFoundError(f'{source}: {len(paths)} pairs, a shard takes {SHARD}')
-    for number in tqdm(range(len(paths) // SHARD), unit='shard'):
+    groups: dict[tuple[int, int], list[Path]] = defaultdict(list)
+    for path in sorted(Path(source).glob('*.npz')):
+        name = re.fullmatch(r'(\d+)_(\d+)', path.stem)
+        if name is None:
+            raise ValueError(f'{path}: no pair of tools/render_scenes.py (SEED_NUMBER.npz)')
+        groups[int(name[1]), int(name[2]) // SHARD].append(path)
+    whole = {key: group for key, group in groups.items() if len(group) == SHARD}
+    if not whole:
+        raise FileNotFoundError(f'{source}: no {SHARD} pairs of one seed in a row')
+    for (seed, block), group in tqdm(whole.items(), unit='shard'):
         # A quarter of a shard for each reach of the motion, as `StoredClips.rows` expects.
-        group = paths[number * SHARD : (number + 1) * SHARD]
         group = [path for first in range(4) for path in group[first::4]]
-        shards = [out / f'rendered_{number:05d}_{way}.npz' for way in ('forth', 'back')]
+        shards = [out / f'rendered_{seed:03d}_{block:05d}_{way}.npz' for way in ('forth', 'back')]
         if all(shard.exists() for shard in shards):
             continue
         pairs = [read_rendered_pair(path) for path in group]
