@@ -82,7 +82,9 @@ def test_peak_memory_agrees_with_a_real_run():
     model = DAFlow(**config).eval()
     x = torch.rand(1, 2, 3, 128, 192)
     with torch.inference_mode():
-        others = torch.zeros(1, 10, 2, 128, 192)
+        raft = model.raft.config
+        count = raft.num_hypotheses + raft.num_backward
+        others = torch.zeros(1, count, 2, 128, 192)
         model(x, 2, hypotheses=others)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
             model(x, 2, hypotheses=others)

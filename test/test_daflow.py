@@ -50,6 +50,9 @@ PAPER_SHAPED = {
     'feature_channels': 24,
 }
 
+#: Hypotheses of the tiny networks, with the flows back.
+COUNT = RAFT_TINY['num_hypotheses'] + RAFT_TINY['num_backward']
+
 
 def images(frames=2, height=96, width=128, batch=1):
     g = torch.Generator().manual_seed(3)
@@ -101,7 +104,7 @@ def test_fusion_can_learn_away_from_the_start():
     x = images(height=64, width=64)
     for _ in range(2):
         optimiser.zero_grad()
-        out = model(x, 2, hypotheses=torch.zeros(len(x), 10, 2, 64, 64))
+        out = model(x, 2, hypotheses=torch.zeros(len(x), COUNT, 2, 64, 64))
         loss = sum((f - 1).abs().mean() for f in out.flows_low[1:])
         (loss + out.laplace.square().mean()).backward()
         optimiser.step()
@@ -402,7 +405,7 @@ def test_save_and_load_keep_the_flow(folder, tmp_path):
 
     model = DAFlow.from_pretrained(folder).eval()
     x = images(height=64, width=64)
-    others = torch.randn(len(x), 10, 2, 64, 64)
+    others = torch.randn(len(x), COUNT, 2, 64, 64)
     expected = model(x, 2, hypotheses=others).flow
     torch.testing.assert_close(load_daflow(folder)(x, 2, hypotheses=others).flow, expected)
     assert json.loads((folder / 'config.json').read_text())['taps'] == list(DAFLOW_TINY['taps'])

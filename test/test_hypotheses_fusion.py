@@ -15,6 +15,8 @@ from daflow_ros.flow.hypotheses import (
     dis_hypotheses,
     even_contrast,
 )
+from daflow_ros.flow.motion_layers import motion_layers
+from daflow_ros.models.agreement import GROUPS, MATCH_DIM, MatchingFeatures, agreement
 from daflow_ros.models.cues import (
     box,
     forward_backward_error,
@@ -39,6 +41,11 @@ def moved(height=160, width=200, dx=6, dy=-3):
     return np.ascontiguousarray(first), np.ascontiguousarray(second)
 
 
+def blind(height, width):
+    """Matching features that say nothing."""
+    return torch.zeros(2, 1, MATCH_DIM, height, width).unbind()
+
+
 def test_every_hypothesis_finds_a_shift_at_its_scale():
     flows = dis_hypotheses(*moved())
     assert flows.shape == (NUM_HYPOTHESES + len(BACKWARD), 160, 200, 2)
@@ -46,7 +53,9 @@ def test_every_hypothesis_finds_a_shift_at_its_scale():
     for flow, how in zip(flows, HYPOTHESES, strict=False):
         inner = flow[30:-30, 30:-30]
         assert np.abs(np.median(inner, axis=(0, 1)) - [6, -3]).max() < 0.25 * how.factor
-    assert np.abs(flows[len(HYPOTHESES)] - [6, -3]).mean() < 0.5  # the dominant motion
+    # The dominant motion, and layers of what little does not follow it.
+    assert np.abs(flows[len(HYPOTHESES)] - [6, -3]).mean() < 0.5
+    assert np.isfinite(flows[len(HYPOTHESES) + 1 : NUM_HYPOTHESES]).all()
     for flow in flows[NUM_HYPOTHESES:]:
         back = np.median(flow[30:-30, 30:-30], axis=(0, 1))
         assert np.abs(back - [-6, 3]).max() < 1
@@ -182,13 +191,14 @@ def test_convex_upsampling_of_a_constant_keeps_it_inside():
 
 def test_a_network_that_fuses_asks_for_its_hypotheses():
     network = RAFT(**RAFT_TINY).eval()
+    count = NUM_HYPOTHESES + len(BACKWARD)
     image = torch.zeros(1, 3, 64, 64)
-    with pytest.raises(ValueError, match='0 flow hypotheses, not 10'):
+    with pytest.raises(ValueError, match=f'0 flow hypotheses, not {count}'):
         network(image, image, 1)
     with pytest.raises(ValueError, match='divide by 16'):
-        network(image[..., :56], image[..., :56], 1, None, torch.zeros(1, 10, 2, 64, 56))
+        network(image[..., :56], image[..., :56], 1, None, torch.zeros(1, count, 2, 64, 56))
     with torch.no_grad():
-        start = torch.zeros(1, 10, 2, 64, 64)
+        start = torch.zeros(1, count, 2, 64, 64)
         start[:, :, 0] = 8.0  # the chosen ones start the iterations
         output = network(image, image, 0, None, start)
     torch.testing.assert_close(output.flows_low[0][:, 0], torch.ones(1, 8, 8))
@@ -245,6 +255,43 @@ def test_dominant_motion_is_that_of_the_larger_part():
     assert np.abs(dominant_motion(np.full((3, 5, 2), 4, np.float32)) - 4).max() < 0.01
 
 
+def test_motion_layers_are_those_of_what_moves_otherwise():
+    y, x = np.mgrid[:160, :240].astype(np.float32)
+    camera = np.stack([2 + 0.01 * x, -1 + 0.01 * y], axis=-1)
+    car = np.stack([-9 - 0.02 * (y - 60), 3 + 0.02 * (x - 60)], axis=-1)
+    flow = camera + np.random.default_rng(0).normal(0, 0.2, camera.shape)
+    flow[40:120, 20:110] = car[40:120, 20:110]
+    flow[100:150, 170:220] = [14, 5]
+    first, second, third = motion_layers(flow.astype(np.float32), [camera], 3)
+    assert first.dtype == np.float32 and first.shape == flow.shape
+    assert np.abs(first - car).max() < 0.2 and np.abs(second - [14, 5]).max() < 0.2
+    assert np.array_equal(third, second)  # nothing more to find
+    again = motion_layers(camera, [camera], 2)
+    assert all(np.array_equal(layer, camera) for layer in again)
+    assert np.isfinite(motion_layers(np.full((3, 5, 2), 9, np.float32), [camera[:3, :5]], 1)).all()
+
+
+def test_agreement_of_features_against_warping_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 1, MATCH_DIM, 12, 16, generator=generator)
+    flows = 3 * torch.randn(1, 3, 2, 12, 16, generator=generator)
+    ours = agreement(first, second, flows)
+    assert ours.shape == (1, 3, GROUPS, 12, 16)
+    for k in range(3):
+        product = first * warp(second, flows[:, k])
+        expected = product.reshape(1, GROUPS, -1, 12, 16).mean(dim=2)
+        torch.testing.assert_close(ours[:, k], expected)
+
+
+def test_matching_features_have_one_length_whatever_the_contrast():
+    torch.manual_seed(0)
+    matching = MatchingFeatures(6, 10)
+    quarter, eighth = torch.randn(1, 6, 8, 12), torch.randn(1, 10, 4, 6)
+    for scale in (1, 10):
+        length = matching(scale * quarter, scale * eighth).square().sum(dim=1)
+        torch.testing.assert_close(length, torch.full((1, 8, 12), float(MATCH_DIM)))
+
+
 def test_propagation_fills_what_is_alike_from_what_is_trusted():
     flow = torch.zeros(1, 2, 12, 16)
     flow[..., :8], flow[..., 8:] = 1.0, -1.0
@@ -264,13 +311,13 @@ def test_selector_is_even_handed_until_trained(size):
     # The same everywhere: what is pooled and interpolated stays as it is.
     cues, about = torch.randn(1, 5, 13, 1, 1).expand(-1, -1, -1, *size), torch.randn(1, 7, *size)
     hypotheses = torch.full((1, 5, 2, *size), 2.0)
-    shares, candidates, _ = selector(cues, about, hypotheses)
+    shares, candidates, _ = selector(cues, about, hypotheses, *blind(*size))
     torch.testing.assert_close(shares.exp().sum(dim=1), torch.ones(1, *size))
     torch.testing.assert_close(shares[:, :5].exp(), torch.full((1, 5, *size), 0.1))
     torch.testing.assert_close(candidates, torch.full((1, 6, 2, *size), 2.0))
     with torch.no_grad():
         selector.linear[2, 4] = -2.0
-    shares, _, coarse = selector(cues, about, hypotheses)
+    shares, _, coarse = selector(cues, about, hypotheses, *blind(*size))
     torch.testing.assert_close(shares, coarse)  # untrained, the refiner changes nothing
     torch.testing.assert_close(shares[:, 2] - shares[:, 1], -2 * cues[:, 2, 4])
 
@@ -293,7 +340,7 @@ def test_refiner_tells_apart_what_one_coarse_cell_holds():
             layer.bias.zero_()
         refiner.enter.weight[0, 4] = 1
         refiner.head.weight[0, 0, 1, 1] = -40
-        choice = selector(cues, torch.zeros(1, 7, 16, 16), hypotheses)
+        choice = selector(cues, torch.zeros(1, 7, 16, 16), hypotheses, *blind(16, 16))
     for shares, worst in ((choice.log_shares, 0.01), (choice.coarse, None)):
         blend = (shares.exp()[:, :, None] * choice.candidates).sum(dim=1)
         off = (blend - right).norm(dim=1)
@@ -304,7 +351,8 @@ def test_refiner_trains_where_all_candidates_agree():
     selector = HypothesisSelector(3)
     torch.nn.init.normal_(selector.refiner.head.weight)
     still = torch.zeros(1, 3, 2, 8, 8)
-    choice = selector(torch.randn(1, 3, 13, 8, 8), torch.randn(1, 7, 8, 8), still)
+    cues, about = torch.randn(1, 3, 13, 8, 8), torch.randn(1, 7, 8, 8)
+    choice = selector(cues, about, still, *blind(8, 8))
     choice.log_shares[:, 0].sum().backward()
     # Their distance is 0, where a square root has no slope.
     assert all(p.grad is None or p.grad.isfinite().all() for p in selector.parameters())

@@ -11,6 +11,7 @@ import torch
 from daflow_ros.models.raft import FlowOutput
 from daflow_ros.training.flow_training import FlowTrainer, warm_start
 from daflow_ros.training.losses import (
+    choice_loss,
     laplace_nll,
     matching_loss,
     selection_loss,
@@ -187,7 +188,7 @@ def test_stored_clips_are_those_of_the_generator_and_train(tmp_path):
     sample = stored.batch(1, 8, cpu)
     again = StoredClips(tmp_path / 'degraded_again').batch(1, 8, cpu)
     assert sample.frames.shape == (8, 2, 3, 64, 64) and sample.flow.shape == (8, 2, 64, 64)
-    assert sample.hypotheses.shape == (8, 10, 2, 64, 64)
+    assert sample.hypotheses.shape == (8, 16, 2, 64, 64)
     assert torch.equal(sample.frames, again.frames) and torch.equal(sample.flow, again.flow)
     assert torch.equal(sample.hypotheses, again.hypotheses)
     assert sample.occluded.shape == (8, 1, 64, 64) and sample.occluded.any()
@@ -207,37 +208,6 @@ def test_stored_clips_are_those_of_the_generator_and_train(tmp_path):
         stored.batch(0, 64, cpu)
     with pytest.raises(ValueError, match='--degrade'):
         StoredClips(clean).batch(0, 8, cpu)
-
-
-def test_selector_windows_show_the_same_part_of_all(tmp_path):
-    from daflow_ros.flow.hypotheses import NUM_HYPOTHESES
-    from daflow_ros.training.clip_store import SHARD
-    from daflow_ros.training.selector_training import SelectorTrainer
-
-    # Two hypotheses are right by turns in quarters of the picture, and a cue tells which.
-    y, x = np.mgrid[:32, :32] >= 16
-    wrong = np.ones((NUM_HYPOTHESES + 2, 32, 32), bool)
-    wrong[0], wrong[1] = x ^ y, ~(x ^ y)
-    cues = np.zeros((SHARD, NUM_HYPOTHESES, 13, 32, 32), np.float16)
-    cues[:, :, 4] = wrong[:NUM_HYPOTHESES]
-    flow = np.zeros((SHARD, 2, 128, 128), np.float16)
-    hypotheses = np.zeros((SHARD, NUM_HYPOTHESES + 2, 2, 128, 128), np.float16)
-    hypotheses[:, :, 0] = 10 * wrong.repeat(4, axis=-1).repeat(4, axis=-2)
-    about = np.zeros((SHARD, 7, 32, 32), np.float16)
-    (tmp_path / 'clips').mkdir()
-    np.savez(
-        tmp_path / 'clips' / '001_00000_001.npz',
-        flow=flow, hypotheses=hypotheses, cues=cues, about=about,
-    )  # fmt: skip
-    trainer = SelectorTrainer(
-        config(tmp_path / 'run', clips=str(tmp_path / 'clips'), batch=4, size=64)
-    )
-    with torch.no_grad():
-        # Nothing of what is propagated, which is drawn from around.
-        trainer.network.head.bias[-1] = -30
-        trainer.network.linear[:, 4] = -50
-    # Off at the borders of the quarters alone, which pooling mixes.
-    assert max(trainer.loss()[1]['epe'] for _ in range(8)) < 3
 
 
 def test_flow_and_hypotheses_belong_to_the_frames_after_crop_and_flip(tmp_path):
@@ -344,27 +314,27 @@ def test_balanced_loss_counts_a_hopeless_clip_less():
     assert float(sequence_loss(output, flow, valid, balance=2.0)[0]) == pytest.approx(expected)
 
 
-def test_selector_learns_to_choose_and_starts_a_flow_network(tmp_path):
+def test_selector_learns_to_choose_and_starts_another_network(tmp_path):
     from daflow_ros.training.clip_store import degrade_clips, write_clips
     from daflow_ros.training.networks import load_folder
-    from daflow_ros.training.selector_training import SelectorTrainer, choice_loss
 
     write_clips(tmp_path / 'clean', None, 1, size=64, seed=3)
     degrade_clips(tmp_path / 'clean', tmp_path / 'clips')
     settings = config(
-        tmp_path / 'selector', clips=str(tmp_path / 'clips'), batch=16, steps=40,
-        learning_rate=2e-3, ema=0.0,
+        tmp_path / 'raft', clips=str(tmp_path / 'clips'), batch=8, steps=24, iterations=1,
+        learning_rate=2e-3, selector_rate=2e-3, ema=0.0,
     )  # fmt: skip
-    trainer = SelectorTrainer(settings)
+    trainer = FlowTrainer(settings)
+    mean = trainer.network.selector.mean.clone()
+    assert float(mean.abs().max()) > 0  # of the cues
     trainer.run()
-    course = losses(tmp_path / 'selector')
+    with open(tmp_path / 'raft' / 'log.csv') as file:
+        course = [float(row['chosen']) for row in csv.DictReader(file)]
     assert np.mean(course[-4:]) < 0.95 * np.mean(course[:4])
-    raft = load_folder(tmp_path / 'selector' / 'model')
-    for name, value in trainer.averaged.state_dict().items():
-        torch.testing.assert_close(raft.selector.state_dict()[name], value)
-    again = SelectorTrainer(settings)
-    assert again.step == 40 and float(again.network.mean.abs().max()) > 0
-    start = str(tmp_path / 'selector' / 'model')
+    again = FlowTrainer(settings)
+    assert again.step == 24 and torch.equal(again.network.selector.mean, mean)
+    start = str(tmp_path / 'raft' / 'model')
+    raft = load_folder(start)
     flow = FlowTrainer(config(tmp_path / 'flow', model='daflow_tiny', start=start))
     torch.testing.assert_close(flow.network.raft.selector.mean, raft.selector.mean)
     frozen = {k: v.clone() for k, v in flow.network.raft.selector.state_dict().items()}
@@ -374,8 +344,9 @@ def test_selector_learns_to_choose_and_starts_a_flow_network(tmp_path):
     assert not torch.equal(flow.network.raft.fusion.head.bias, before)
     for name, value in flow.network.raft.selector.state_dict().items():
         assert torch.equal(value, frozen[name])
-    with pytest.raises(ValueError, match='no cues'):
-        SelectorTrainer(config(tmp_path / 'other', clips=str(tmp_path / 'clean')))
+
+
+def test_choice_loss_against_known_errors():
     truth = torch.ones(1, 2, 16, 16)
     candidates = torch.stack([torch.full((1, 2, 4, 4), v) for v in (0.25, 1.0)], dim=1)
     shares = torch.tensor([9.0, -9.0])[None, :, None, None].log_softmax(dim=1).expand(1, 2, 4, 4)
@@ -384,3 +355,21 @@ def test_selector_learns_to_choose_and_starts_a_flow_network(tmp_path):
     even, blend = choice_loss(torch.full((1, 2, 4, 4), 0.5).log(), candidates, truth)
     assert float(blend) == pytest.approx(1.5 * 2**0.5)  # halfway between 1 and 4 px
     assert float(even) > 1
+
+
+def test_tone_sharpens_and_overexposes_without_moving_anything():
+    from daflow_ros.training.tone import random_tone
+
+    ramp = torch.linspace(0.1, 0.9, 64).expand(1, 2, 3, 48, 64).repeat(64, 1, 1, 1, 1)
+    ramp[..., 32:] += 0.1  # an edge
+    before = ramp.clone()
+    toned = random_tone(ramp, torch.Generator().manual_seed(0))
+    assert torch.equal(ramp, before) and toned.shape == ramp.shape
+    assert toned.min() >= 0 and toned.max() <= 1
+    assert torch.equal(toned, random_tone(ramp, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(toned[:, 0], toned[:, 1])  # all frames alike
+    steps = toned[:, 0, 0, 24].diff(dim=1)
+    inner = (toned[:, 0, 0, 24, 31] > 0) & (toned[:, 0, 0, 24, 32] < 1)
+    assert (steps[inner, 31] >= steps[inner, 20] + 0.09).all()  # the edge stays where it is
+    blown = (toned[:, 0, 0, 24] == 1).float().mean(dim=1)
+    assert 3 < int((blown > 0.25).sum()) < 32

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``daflow train STAGE``: restoration pre-training, selector or flow training.
+"""``daflow train STAGE``: restoration pre-training or flow training.
 
 Started by ``accelerate launch`` it runs on many devices; resumes by itself from the output folder.
 """
@@ -13,7 +13,7 @@ import sys
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Stage, configuration file and overrides."""
-    parser.add_argument('stage', choices=('restoration', 'selector', 'flow'))
+    parser.add_argument('stage', choices=('restoration', 'flow'))
     parser.add_argument('--config', help='YAML with keys of TrainingConfig')
     parser.add_argument(
         '--set', nargs='*', default=[], metavar='KEY=VALUE', help='override single keys'
@@ -58,16 +58,11 @@ def run(args: argparse.Namespace) -> int:
 
     from daflow_ros.training.flow_training import FlowTrainer
     from daflow_ros.training.restoration import RestorationTrainer
-    from daflow_ros.training.selector_training import SelectorTrainer
     from daflow_ros.training.trainer import Trainer, TrainingConfig
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    kinds: dict[str, type[Trainer]] = {
-        'flow': FlowTrainer,
-        'restoration': RestorationTrainer,
-        'selector': SelectorTrainer,
-    }
+    kinds: dict[str, type[Trainer]] = {'flow': FlowTrainer, 'restoration': RestorationTrainer}
     try:
         config = TrainingConfig(**settings(args.config, args.set))  # type: ignore[arg-type]
         trainer = kinds[args.stage](config)

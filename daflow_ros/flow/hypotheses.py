@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daflow_ros.flow.dominant_motion import dominant_motion
+from daflow_ros.flow.motion_layers import motion_layers
 
 
 class Preparation(NamedTuple):
@@ -53,8 +54,12 @@ HYPOTHESES: tuple[Preparation, ...] = (
 )
 #: The flow back is found under these, for forward-backward checks.
 BACKWARD: tuple[Preparation, ...] = (HYPOTHESES[4], HYPOTHESES[6])
-#: With the dominant motion of the first.
-NUM_HYPOTHESES = len(HYPOTHESES) + 1
+#: Motion layers are taken from these: the most exact, and one that rain and flakes leave alone.
+LAYERED: tuple[int, ...] = (0, 2)
+#: Of each.
+LAYERS = 3
+#: With the dominant motion of the first and the layers.
+NUM_HYPOTHESES = len(HYPOTHESES) + 1 + LAYERS * len(LAYERED)
 #: DIS needs this many px a side.
 SMALLEST = 32
 
@@ -117,9 +122,9 @@ def dis_hypotheses(image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> NDAr
             their border, and a preparation that would leave less than 32 px shrinks less.
 
     Returns:
-        float32 ``(K + M, H, W, 2)``, px at full size: the ``HYPOTHESES`` and the dominant motion
-        of the first, K in all, and from ``image2`` to ``image1`` the M of ``BACKWARD``, for
-        forward-backward checks of all.
+        float32 ``(K + M, H, W, 2)``, px at full size: the ``HYPOTHESES``, the dominant motion of
+        the first and ``LAYERS`` motion layers of each of ``LAYERED``, K in all, and from
+        ``image2`` to ``image1`` the M of ``BACKWARD``, for forward-backward checks of all.
     """
     height, width = image1.shape[:2]
     bottom, right = max(0, SMALLEST - height), max(0, SMALLEST - width)
@@ -148,5 +153,9 @@ def dis_hypotheses(image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> NDAr
         waiting = [match(how, 0, 1) for how in HYPOTHESES]
         waiting += [match(how, 1, 0) for how in BACKWARD]
         flows = [future.result() for future in waiting]
-    flows.insert(len(HYPOTHESES), dominant_motion(flows[0][:height, :width]))
-    return np.stack([flow[:height, :width] for flow in flows])
+    flows = [flow[:height, :width] for flow in flows]
+    motions = [dominant_motion(flows[0])]
+    for index in LAYERED:
+        motions += motion_layers(flows[index], motions, LAYERS)
+    flows[len(HYPOTHESES) : len(HYPOTHESES)] = motions
+    return np.stack(flows)

@@ -37,7 +37,7 @@ from torch import nn
 from daflow_ros.models.dit4sr import DiT4SROutput, DiT4SRTransformer
 from daflow_ros.models.dpt import DPTHead
 from daflow_ros.models.latent import PixelUnshuffleEncoder, VAEEncoder
-from daflow_ros.models.raft import RAFT, RAFT_TINY, FlowOutput
+from daflow_ros.models.raft import RAFT, RAFT_TINY, FlowOutput, PairFeatures
 
 
 @dataclass
@@ -139,7 +139,7 @@ class DAFlow(ModelMixin, ConfigMixin):
         self._noise: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def zero_context_columns(self) -> None:
-        """Make GRU and hypotheses' fusion deaf to the context features, as at the start."""
+        """Make GRU, choice and fusion deaf to the diffusion features, as at the start."""
         first = self.raft.hidden_dim + self.raft.context_dim
         columns = slice(first, first + self.config.feature_channels)
         for name, module in self.raft.update_block.gru.named_modules():
@@ -149,6 +149,7 @@ class DAFlow(ModelMixin, ConfigMixin):
         if self.raft.fusion is not None:
             with torch.no_grad():
                 self.raft.fusion.enter.weight[:, self.raft.hidden_dim :] = 0.0
+                self.raft.matching.eighth.weight[:, self.raft.config.feature_dim :] = 0.0
 
     def load_raft(self, raft: RAFT) -> None:
         """Take over the weights of a RAFT without fused features; fusion stays as it is.
@@ -168,6 +169,8 @@ class DAFlow(ModelMixin, ConfigMixin):
                 )
             if name == 'fusion.enter.weight':
                 value = torch.cat([value, own[name][:, self.raft.hidden_dim :]], 1)
+            if name == 'matching.eighth.weight':
+                value = torch.cat([value, own[name][:, self.raft.config.feature_dim :]], 1)
             if own[name].shape != value.shape:
                 raise ValueError(
                     f'raft.{name}: {tuple(value.shape)} instead of {tuple(own[name].shape)}'
@@ -288,6 +291,34 @@ class DAFlow(ModelMixin, ConfigMixin):
             total.keys = [k / steps for k in total.keys]
         return total
 
+    def encode(
+        self,
+        images: torch.Tensor,
+        diffusion_steps: int = 1,
+        noise: torch.Tensor | None = None,
+        last_pair_only: bool = False,
+    ) -> PairFeatures:
+        """Fused features of every successive pair of each clip; see :meth:`forward`."""
+        frames = images.shape[1]
+        latent = self.latent.encode(images.flatten(0, 1))
+        features = self.features(latent, frames, diffusion_steps, noise)
+        start = frames - 2 if last_pair_only else 0
+
+        def first(x: torch.Tensor) -> torch.Tensor:
+            return x[:, start : frames - 1].flatten(0, 1)
+
+        def second(x: torch.Tensor) -> torch.Tensor:
+            return x[:, start + 1 :].flatten(0, 1)
+
+        queries = [first(q) for q in features.queries]
+        keys = [second(k) for k in features.keys]
+        pair = self.raft.encode(images[:, start:])
+        context = self.dpt_context(queries, features.grid)
+        pair.fmap1 = torch.cat([pair.fmap1, self.dpt_query(queries, features.grid)], dim=1)
+        pair.fmap2 = torch.cat([pair.fmap2, self.dpt_key(keys, features.grid)], dim=1)
+        pair.inp = torch.cat([pair.inp, context.relu()], dim=1)
+        return pair
+
     def forward(
         self,
         images: torch.Tensor,
@@ -314,28 +345,11 @@ class DAFlow(ModelMixin, ConfigMixin):
         """
         if images.ndim != 5 or images.shape[2] != 3 or images.shape[1] < 2:
             raise ValueError(f'images must be (B, F >= 2, 3, H, W), not {tuple(images.shape)}')
-        frames = images.shape[1]
         if images.shape[-2] % self.multiple or images.shape[-1] % self.multiple:
             raise ValueError(
                 f'height and width {tuple(images.shape[-2:])} must be multiples of {self.multiple}'
             )
-        flat = images.flatten(0, 1)
-        features = self.features(self.latent.encode(flat), frames, diffusion_steps, noise)
-        start = frames - 2 if last_pair_only else 0
-
-        def first(x: torch.Tensor) -> torch.Tensor:
-            return x[:, start : frames - 1].flatten(0, 1)
-
-        def second(x: torch.Tensor) -> torch.Tensor:
-            return x[:, start + 1 :].flatten(0, 1)
-
-        queries = [first(q) for q in features.queries]
-        keys = [second(k) for k in features.keys]
-        pair = self.raft.encode(images[:, start:])
-        context = self.dpt_context(queries, features.grid)
-        pair.fmap1 = torch.cat([pair.fmap1, self.dpt_query(queries, features.grid)], dim=1)
-        pair.fmap2 = torch.cat([pair.fmap2, self.dpt_key(keys, features.grid)], dim=1)
-        pair.inp = torch.cat([pair.inp, context.relu()], dim=1)
+        pair = self.encode(images, diffusion_steps, noise, last_pair_only)
         return self.raft.refine(pair, iterations, initial_flow, hypotheses)
 
 

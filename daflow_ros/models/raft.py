@@ -23,11 +23,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from daflow_ros.flow.hypotheses import BACKWARD, NUM_HYPOTHESES
+from daflow_ros.models.agreement import MatchingFeatures
 from daflow_ros.models.correlation import CorrelationPyramid, coords_grid
 from daflow_ros.models.cues import hypothesis_cues, opening
 from daflow_ros.models.encoder import Encoder
 from daflow_ros.models.fusion import FlowFusion, Fused
-from daflow_ros.models.selector import HypothesisSelector
+from daflow_ros.models.selector import Choice, HypothesisSelector
 from daflow_ros.models.update import Head, MotionEncoder, UpdateBlock
 from daflow_ros.models.upsampling import convex_upsample, upsample2
 
@@ -42,6 +43,7 @@ class FlowOutput:
         flows_quarter: one ``(B, 2, H/4, W/4)`` per round of the fusion, in 1/4-resolution px;
             empty without one.
         selections: of the same rounds, log-weights and candidates (`Fused`).
+        choice: of the selector, or None without one.
         laplace: parameters of a mixture of two Laplace distributions of the end-point error,
             or None without a confidence head: ``(B, 4, H, W)`` two weight logits and two log
             scales from a fusion, ``(B, 3, H, W)`` with log b1 alone (log b2 = 0) else.
@@ -54,6 +56,7 @@ class FlowOutput:
     correlation: Tensor | None = None
     flows_quarter: list[Tensor] = field(default_factory=list)
     selections: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    choice: Choice | None = None
 
 
 @dataclass
@@ -180,6 +183,7 @@ class RAFT(ModelMixin, ConfigMixin):
                 dims[1], hidden_dim + extra_context_dim, num_hypotheses, num_backward
             )
             self.selector = HypothesisSelector(num_hypotheses)
+            self.matching = MatchingFeatures(dims[1], feature_dim + extra_context_dim)
         self.laplace_head: Head | None = None
         if confidence_head and not num_hypotheses:
             self.laplace_head = Head(hidden_dim, hidden_dim, 3)
@@ -247,7 +251,9 @@ class RAFT(ModelMixin, ConfigMixin):
         )
         grid = coords_grid(b, h, w, net.device)
         if self.fusion is not None and hypotheses is not None:
-            backward, log_shares, candidates = self._judge(features, hypotheses)
+            backward, choice = self._judge(features, hypotheses)
+            # The choice learns from its own loss alone.
+            log_shares, candidates = choice.log_shares.detach(), choice.candidates.detach()
             chosen = (log_shares.exp()[:, :, None] * candidates).sum(dim=1)
         if initial_flow is not None:
             flow = initial_flow.float()
@@ -275,7 +281,9 @@ class RAFT(ModelMixin, ConfigMixin):
                 self.config.fusion_rounds,
             )
             correlation = pyramid.volume if self.training else None
-            return self._upsample(fused, flows, hypotheses, correlation)
+            output = self._upsample(fused, flows, hypotheses, correlation)
+            output.choice = choice
+            return output
         laplace = None
         if self.update_block.mask is None:
             up = 8 * F.interpolate(flow, scale_factor=8, mode='bilinear', align_corners=True)
@@ -288,18 +296,24 @@ class RAFT(ModelMixin, ConfigMixin):
                 laplace = convex_upsample(self.laplace_head(net), mask, magnitude=1)
         return FlowOutput(up, flows, laplace, pyramid.volume if self.training else None)
 
-    def _judge(
-        self, features: PairFeatures, hypotheses: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Flows back at 1/4, and the selector's log-shares and candidates."""
+    def choose(
+        self, features: PairFeatures, cues: Tensor, about: Tensor, hypotheses: Tensor
+    ) -> Choice:
+        """Between hypotheses ``(N, K, 2, H/4, W/4)``, given their cues: see the selector."""
+        first = self.matching(features.quarter1, features.fmap1)
+        second = self.matching(features.quarter2, features.fmap2)
+        choice: Choice = self.selector(cues, about, hypotheses, first, second)
+        return choice
+
+    def _judge(self, features: PairFeatures, hypotheses: Tensor) -> tuple[Tensor, Choice]:
+        """Flows back at 1/4, and the choice."""
         k, count = self.config.num_hypotheses, hypotheses.shape[1]
         quarter = F.avg_pool2d(hypotheses.float().flatten(1, 2), 4).unflatten(1, (count, 2)) / 4
         forward, backward = quarter[:, :k], quarter[:, k:]
         cues, about = hypothesis_cues(
             features.image1.float(), features.image2.float(), forward, backward
         )
-        choice = self.selector(cues, about, forward)
-        return backward, choice.log_shares, choice.candidates
+        return backward, self.choose(features, cues, about, forward)
 
     def _upsample(
         self, fused: Fused, flows: list[Tensor], hypotheses: Tensor, correlation: Tensor | None

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from daflow_ros.models.agreement import GROUPS, MATCH_DIM, agreement
 from daflow_ros.models.cues import PER_HYPOTHESIS, PER_IMAGE
 from daflow_ros.models.share_refiner import ShareRefiner
 from daflow_ros.models.unet import UNet
@@ -87,16 +88,16 @@ class HypothesisSelector(nn.Module):
         key_dim: int = 8,
     ) -> None:
         super().__init__()
-        inputs = num_hypotheses * PER_HYPOTHESIS + PER_IMAGE
+        cues = num_hypotheses * PER_HYPOTHESIS + PER_IMAGE
         # Of the cues over the training clips.
-        self.register_buffer('mean', torch.zeros(inputs))
-        self.register_buffer('deviation', torch.ones(inputs))
-        self.unet = UNet(inputs, dims)
+        self.register_buffer('mean', torch.zeros(cues))
+        self.register_buffer('deviation', torch.ones(cues))
+        self.unet = UNet(cues + num_hypotheses * GROUPS + MATCH_DIM, dims)
         # One logit more: of the propagated flow.
         self.head = nn.Conv2d(dims[0], num_hypotheses + 1, 3, padding=1)
         # A share of the logits is linear in each hypothesis's own cues.
         self.linear = nn.Parameter(torch.zeros(num_hypotheses, PER_HYPOTHESIS))
-        self.keys = nn.Conv2d(dims[0] + PER_IMAGE, key_dim, 1)
+        self.keys = nn.Conv2d(dims[0] + PER_IMAGE + MATCH_DIM, key_dim, 1)
         self.trust = nn.Conv2d(dims[0], 1, 1)
         self.refiner = ShareRefiner()
         for layer in (self.head, self.trust):
@@ -104,37 +105,47 @@ class HypothesisSelector(nn.Module):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
-    def forward(self, cues: Tensor, about: Tensor, hypotheses: Tensor) -> Choice:
+    def forward(
+        self, cues: Tensor, about: Tensor, hypotheses: Tensor, first: Tensor, second: Tensor
+    ) -> Choice:
         """Choose.
 
         Args:
             cues: ``(B, K, PER_HYPOTHESIS, h, w)``; about: ``(B, PER_IMAGE, h, w)``.
             hypotheses: ``(B, K, 2, h, w)``.
+            first, second: ``(B, MATCH_DIM, h, w)`` of `MatchingFeatures`.
         """
         count, full = hypotheses.shape[1], hypotheses.shape[-2:]
+        cells = self._normalised(torch.cat([cues.flatten(1, 2), about], dim=1).float())
+        cells = cells.clamp(-5, 5)
+        agreed = agreement(first, second, hypotheses)
         # The U-Net's levels divide by 4.
         size = [-(-side // 8) * 4 for side in full]
-        cells = self._normalised(torch.cat([cues.flatten(1, 2), about], dim=1).float())
-        x = F.interpolate(cells, size=size, mode='area')
-        coarse = F.interpolate(hypotheses.flatten(1, 2), size=size, mode='area')
+
+        def reduced(x: Tensor) -> Tensor:
+            return F.interpolate(x, size=size, mode='area')
+
+        x, features, coarse = reduced(cells), reduced(first), reduced(hypotheses.flatten(1, 2))
+        image = torch.cat([x[:, -about.shape[1] :], features], dim=1)
         own = x[:, : -about.shape[1]].unflatten(1, cues.shape[1:3])
         linear = (own * self.linear[:, :, None, None]).sum(dim=2)
-        x = x.clamp(-5, 5).to(self.head.weight.dtype)
-        features = self.unet(x)
-        logits, gate = self.head(features).float().split([count, 1], dim=1)
+        dtype = self.head.weight.dtype
+        x = self.unet(torch.cat([x, reduced(agreed.flatten(1, 2)), features], dim=1).to(dtype))
+        logits, gate = self.head(x).float().split([count, 1], dim=1)
         logits = (linear + logits).log_softmax(dim=1)
         blend = (logits.exp()[:, :, None] * coarse.unflatten(1, (count, 2))).sum(dim=1)
-        keys = self.keys(torch.cat([features, x[:, -about.shape[1] :]], dim=1)).float()
-        spread = propagate(blend, keys, self.trust(features).float())
+        keys = self.keys(torch.cat([x, image.to(dtype)], dim=1)).float()
+        spread = propagate(blend, keys, self.trust(x).float())
         shares = torch.cat([logits + F.logsigmoid(-gate), F.logsigmoid(gate)], dim=1).exp()
         shares, spread = (
             F.interpolate(each, size=full, mode='bilinear') for each in (shares, spread)
         )
         candidates = torch.cat([hypotheses, spread[:, None]], dim=1)
         log_shares = shares.clamp(min=1e-6).log()
-        cells = cells.clamp(-5, 5)
+        agreed = torch.cat([agreed, agreement(first, second, spread[:, None])], dim=1)
         own, about = cells[:, : -about.shape[1]], cells[:, -about.shape[1] :]
-        refined = self.refiner(log_shares, candidates, own.unflatten(1, cues.shape[1:3]), about)
+        own = own.unflatten(1, cues.shape[1:3])
+        refined = self.refiner(log_shares, candidates, own, agreed, about)
         return Choice(refined, candidates, log_shares)
 
     def _normalised(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from daflow_ros.models.agreement import GROUPS
 from daflow_ros.models.cues import PER_HYPOTHESIS, PER_IMAGE
 from daflow_ros.models.unet import SLOPE
 
@@ -24,8 +25,8 @@ class ShareRefiner(nn.Module):
 
     def __init__(self, width: int = 20) -> None:
         super().__init__()
-        # Beside the cues: log-share, distance from the blend, and which one was propagated.
-        self.enter = nn.Conv2d(PER_HYPOTHESIS + 3 + PER_IMAGE, width, 1)
+        # Beside cues and agreement: log-share, distance from the blend, which was propagated.
+        self.enter = nn.Conv2d(PER_HYPOTHESIS + GROUPS + 3 + PER_IMAGE, width, 1)
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         self.head = nn.Conv2d(width, 1, 3, padding=1)
@@ -34,7 +35,12 @@ class ShareRefiner(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, log_shares: Tensor, candidates: Tensor, cues: Tensor, about: Tensor
+        self,
+        log_shares: Tensor,
+        candidates: Tensor,
+        cues: Tensor,
+        agreed: Tensor,
+        about: Tensor,
     ) -> Tensor:
         """Log-shares ``(B, K + 1, h, w)``; before training those that came in.
 
@@ -42,6 +48,7 @@ class ShareRefiner(nn.Module):
             log_shares: ``(B, K + 1, h, w)``; candidates: ``(B, K + 1, 2, h, w)``, the propagated
                 flow last.
             cues: ``(B, K, PER_HYPOTHESIS, h, w)``; about: ``(B, PER_IMAGE, h, w)``; normalised.
+            agreed: ``(B, K + 1, GROUPS, h, w)`` of learned features.
         """
         share = log_shares.exp()[:, :, None]
         # The propagated flow has no cues of its own: it gets the mean of what it came from.
@@ -52,6 +59,7 @@ class ShareRefiner(nn.Module):
         last[:, -1] = 1
         everything = [
             torch.cat([cues, known], dim=1),
+            agreed,
             log_shares.clamp(min=-12)[:, :, None] / 4,
             away,
             last,

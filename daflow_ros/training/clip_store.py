@@ -3,8 +3,7 @@
 
 A shard is an uncompressed ``.npz`` of `SHARD` clips. Clean: ``frames`` uint8 (N, F, 3, H, W);
 ``flow`` float16 (N, 2, H, W) px of the last pair; ``occluded`` its packed mask. Degraded: the
-same, with ``hypotheses`` float16 (N, K + M, 2, H, W) px of the degraded last pair, and their
-``cues`` (N, K, P, H/4, W/4) and ``about`` (N, Q, H/4, W/4) of `daflow_ros/models/cues.py`.
+same, with ``hypotheses`` float16 (N, K + M, 2, H, W) px of the degraded last pair.
 """
 
 from __future__ import annotations
@@ -15,16 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from daflow_ros.degradation import random_degradation
-from daflow_ros.flow.hypotheses import NUM_HYPOTHESES
-from daflow_ros.models.cues import hypothesis_cues
 from daflow_ros.training.networks import clip_hypotheses
 from daflow_ros.training.scenes import SceneGenerator
 from daflow_ros.training.sprites import open_imagery
+from daflow_ros.training.tone import random_tone
 
 SHARD = 32
 #: Largest camera translation as a share of the side, of the quarters of a shard.
@@ -151,16 +148,11 @@ def degrade_clips(
         with np.load(paths[index], allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         generator.manual_seed(seed * 1_000_003 + index)
-        bad = random_degradation(torch.from_numpy(arrays['frames']).float() / 255, generator)
+        clean = random_tone(torch.from_numpy(arrays['frames']).float() / 255, generator)
+        bad = random_degradation(clean, generator)
         bad = (bad * 255).round().clamp(0, 255)
         arrays['frames'] = bad.to(torch.uint8).numpy()
-        frames = bad / 127.5 - 1
-        flows = clip_hypotheses(frames)
-        arrays['hypotheses'] = flows.half().numpy()
-        quarter = F.avg_pool2d(flows.flatten(1, 2), 4).unflatten(1, flows.shape[1:3]) / 4
-        forth, back = quarter[:, :NUM_HYPOTHESES], quarter[:, NUM_HYPOTHESES:]
-        judged = hypothesis_cues(frames[:, -2], frames[:, -1], forth, back)
-        arrays['cues'], arrays['about'] = (x.half().numpy() for x in judged)
+        arrays['hypotheses'] = clip_hypotheses(bad / 127.5 - 1).half().numpy()
         write_shard(path, arrays)
 
 

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from daflow_ros.degradation import random_degradation
 from daflow_ros.estimators import load_estimator
+from daflow_ros.models.cues import hypothesis_cues
 from daflow_ros.models.daflow import DAFlow
 from daflow_ros.models.raft import RAFT, FlowOutput
 from daflow_ros.training.clip_store import Sample, StoredClips, flip
 from daflow_ros.training.losses import (
+    choice_loss,
     laplace_nll,
     matching_loss,
     selection_loss,
@@ -68,6 +70,10 @@ def degrade_batch(frames: Tensor, share: float, generator: torch.Generator) -> T
     return random_degradation(frames, generator)
 
 
+#: Batches over which the cues' mean and deviation are taken.
+NORMALISING = 16
+
+
 class ClipTrainer(Trainer):
     """A stage that trains on generated scenes or on the user's own video."""
 
@@ -99,6 +105,30 @@ class FlowTrainer(ClipTrainer):
             self.stored = StoredClips(config.clips, rank, world)
         else:
             self.scenes = clip_source(config, self.device)
+        if self.fuses and config.selector_rate and config.start is None and self.step == 0:
+            self._normalise()
+
+    def _normalise(self) -> None:
+        """Give a new selector mean and deviation of its cues."""
+        every = []
+        for index in range(NORMALISING):
+            if self.stored is not None:
+                sample = self.stored.batch(index, self.config.batch, self.device)
+            else:
+                sample = self.sample()
+            assert sample.hypotheses is not None
+            count = sample.hypotheses.shape[1]
+            flows = F.avg_pool2d(sample.hypotheses.flatten(1, 2), 4).unflatten(1, (count, 2)) / 4
+            kept = raft_of(self.network).config.num_hypotheses
+            cues, about = hypothesis_cues(
+                sample.frames[:, -2], sample.frames[:, -1], flows[:, :kept], flows[:, kept:]
+            )
+            every.append(torch.cat([cues.flatten(1, 2), about], dim=1))
+        x = torch.cat(every)
+        for network in (self.network, self.averaged):
+            selector = raft_of(network).selector
+            selector.mean.copy_(x.mean(dim=(0, 2, 3)))
+            selector.deviation.copy_(x.std(dim=(0, 2, 3)) + 1e-3)
 
     def build(self) -> torch.nn.Module:
         """See :func:`build_network`."""
@@ -157,6 +187,13 @@ class FlowTrainer(ClipTrainer):
             selection = selection_loss(output.selections, flow, valid)
             figures['selection'] = float(selection.detach())
             loss = loss + config.selection_weight * selection
+        if output.choice is not None and config.selector_rate:
+            choice = output.choice
+            # The coarse choice is trained by itself too, so that it stays one.
+            for log_shares in (choice.log_shares, choice.coarse):
+                part, chosen = choice_loss(log_shares.float(), choice.candidates.float(), flow)
+                loss = loss + part
+                figures.setdefault('chosen', float(chosen.mean()))
         if output.laplace is not None and config.confidence_weight:
             nll = laplace_nll(output.laplace, output.flow, flow, valid)
             figures['nll'] = float(nll.detach())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -113,6 +114,32 @@ def selection_loss(selections: list[tuple[Tensor, Tensor]], flow: Tensor, valid:
         entropy = -(target * log_weights.clamp(min=-30)).sum(dim=1)
         loss = loss + (entropy * worth).sum() / worth.sum().clamp(min=1)
     return loss / max(len(selections), 1)
+
+
+def choice_loss(
+    log_shares: Tensor, candidates: Tensor, flow: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a choice and the blend of candidates miss the flow by; a clip that is lost counts less.
+
+    Args:
+        log_shares: ``(B, K + 1, h, w)``; candidates: ``(B, K + 1, 2, h, w)`` in 1/4-resolution
+            px, the propagated flow last.
+        flow: ``(B, 2, 4h, 4w)`` px.
+
+    Returns:
+        The loss, and the mean end-point error of the blend ``(B,)`` in px.
+    """
+    low = F.avg_pool2d(flow, 4) / 4
+    share = log_shares.exp()
+    each = 4 * (candidates - low[:, None]).norm(dim=2)
+    expected = (share * each).sum(dim=1).mean(dim=(1, 2))
+    propagated = each[:, -1].mean(dim=(1, 2))
+    blend = 4 * ((share[:, :, None] * candidates).sum(dim=1) - low).norm(dim=1).mean(dim=(1, 2))
+    counts = 1 / (1 + blend.detach())
+    loss = (counts * (0.4 * expected + blend + 0.3 * propagated)).mean()
+    valid = torch.ones_like(flow[:, :1])
+    loss = loss + 0.1 * selection_loss([(log_shares, candidates)], flow, valid)
+    return loss, blend.detach()
 
 
 def laplace_nll(laplace: Tensor, flow: Tensor, target: Tensor, valid: Tensor) -> Tensor:

@@ -228,8 +228,8 @@ class Trainer(ABC):
     def run(self) -> None:
         """Train to the last step, logging to ``log.csv``."""
         names = ['step', 'seconds', 'rate', 'sequence', 'epe', 'epe_cold', 'epe_warm']
-        names += ['matching', 'selection', 'nll', 'restoration', 'input_error', 'restored_error']
-        names += ['gradient']
+        names += ['matching', 'selection', 'chosen', 'nll', 'restoration', 'input_error']
+        names += ['restored_error', 'gradient']
         main = self.accelerator.is_main_process
         log = self.folder / 'log.csv' if main else Path(os.devnull)
         fresh = not log.exists()
