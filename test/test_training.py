@@ -335,6 +335,10 @@ def test_selector_learns_to_choose_and_starts_another_network(tmp_path):
     assert again.step == 24 and torch.equal(again.network.selector.mean, mean)
     start = str(tmp_path / 'raft' / 'model')
     raft = load_folder(start)
+    # A folder with a trained selector keeps its mean.
+    settings = config(tmp_path / 'further', model=start, selector_rate=1e-3)
+    further = FlowTrainer(settings)
+    assert torch.equal(further.network.selector.mean, mean)
     flow = FlowTrainer(config(tmp_path / 'flow', model='daflow_tiny', start=start))
     torch.testing.assert_close(flow.network.raft.selector.mean, raft.selector.mean)
     frozen = {k: v.clone() for k, v in flow.network.raft.selector.state_dict().items()}

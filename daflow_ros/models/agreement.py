@@ -42,11 +42,13 @@ class MatchingFeatures(nn.Module):
         return MATCH_DIM**0.5 * F.normalize(x.float(), dim=1)
 
 
-def agreement(first: Tensor, second: Tensor, flows: Tensor) -> Tensor:
-    """Mean product in each group along each flow, ``(B, K, GROUPS, h, w)``.
+def agreement(
+    first: Tensor, second: Tensor, flows: Tensor, groups: int = GROUPS
+) -> Tensor:
+    """Mean product in each group of channels along each flow, ``(B, K, groups, h, w)``.
 
     Args:
-        first, second: ``(B, 32, h, w)``; flows: ``(B, K, 2, h, w)`` px.
+        first, second: ``(B, C, h, w)``; flows: ``(B, K, 2, h, w)`` px.
     """
     h, w = flows.shape[-2:]
     y, x = torch.meshgrid(
@@ -55,7 +57,8 @@ def agreement(first: Tensor, second: Tensor, flows: Tensor) -> Tensor:
     scale = flows.new_tensor([2.0 / max(w - 1, 1), 2.0 / max(h - 1, 1)])
     grid = (torch.stack([x, y], dim=-1) + flows.permute(0, 1, 3, 4, 2)) * scale - 1
     # One look-up for all flows: the features are not repeated.
-    found = F.grid_sample(second, grid.flatten(1, 2), align_corners=True)
-    found = found.unflatten(2, (-1, h)).unflatten(1, (GROUPS, -1))
-    product = found * first.unflatten(1, (GROUPS, -1))[:, :, :, None]
+    # Half precision could not tell one pixel of the grid from the next.
+    found = F.grid_sample(second.float(), grid.float().flatten(1, 2), align_corners=True)
+    found = found.to(second.dtype).unflatten(2, (-1, h)).unflatten(1, (groups, -1))
+    product = found * first.unflatten(1, (groups, -1))[:, :, :, None]
     return product.mean(dim=2).transpose(1, 2)

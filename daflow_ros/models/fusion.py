@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from daflow_ros.models.agreement import agreement
 from daflow_ros.models.cues import forward_backward_error, length, warp
 from daflow_ros.models.unet import SLOPE, UNet, double
 
@@ -108,11 +109,6 @@ class FlowFusion(nn.Module):
             nn.Conv2d(32, 4, 3, padding=1),
         )
 
-    def agreement(self, first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
-        """How well each group of features agrees, ``(B, groups, h, w)``."""
-        product = first * warp(second, flow)
-        return product.unflatten(1, (self.groups, -1)).mean(dim=2)
-
     def forward(
         self,
         first: Tensor,
@@ -143,7 +139,7 @@ class FlowFusion(nn.Module):
         first, second = (
             self.match_dim**0.5 * F.normalize(self.project(x), dim=1) for x in (first, second)
         )
-        agreement = self.agreement(first, second, chosen)
+        agreed = agreement(first, second, chosen[:, None], self.groups)[:, 0]
         check = forward_backward_error(chosen, backward)
         flows, selections = [], []
         for _ in range(steps):
@@ -161,7 +157,7 @@ class FlowFusion(nn.Module):
                         flow / 16,
                         local_correlation(first, warped, self.radius),
                         own_agreement,
-                        agreement,
+                        agreed,
                         away,
                         log_shares.clamp(min=-8) / 4,
                         forward_backward_error(flow, backward),

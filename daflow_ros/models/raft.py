@@ -296,15 +296,6 @@ class RAFT(ModelMixin, ConfigMixin):
                 laplace = convex_upsample(self.laplace_head(net), mask, magnitude=1)
         return FlowOutput(up, flows, laplace, pyramid.volume if self.training else None)
 
-    def choose(
-        self, features: PairFeatures, cues: Tensor, about: Tensor, hypotheses: Tensor
-    ) -> Choice:
-        """Between hypotheses ``(N, K, 2, H/4, W/4)``, given their cues: see the selector."""
-        first = self.matching(features.quarter1, features.fmap1)
-        second = self.matching(features.quarter2, features.fmap2)
-        choice: Choice = self.selector(cues, about, hypotheses, first, second)
-        return choice
-
     def _judge(self, features: PairFeatures, hypotheses: Tensor) -> tuple[Tensor, Choice]:
         """Flows back at 1/4, and the choice."""
         k, count = self.config.num_hypotheses, hypotheses.shape[1]
@@ -313,7 +304,9 @@ class RAFT(ModelMixin, ConfigMixin):
         cues, about = hypothesis_cues(
             features.image1.float(), features.image2.float(), forward, backward
         )
-        return backward, self.choose(features, cues, about, forward)
+        first = self.matching(features.quarter1, features.fmap1)
+        second = self.matching(features.quarter2, features.fmap2)
+        return backward, self.selector(cues, about, forward, first, second)
 
     def _upsample(
         self, fused: Fused, flows: list[Tensor], hypotheses: Tensor, correlation: Tensor | None

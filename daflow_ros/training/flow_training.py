@@ -25,6 +25,7 @@ from daflow_ros.training.losses import (
 from daflow_ros.training.networks import build_network, clip_hypotheses, predict, raft_of
 from daflow_ros.training.scenes import Clip, SceneGenerator
 from daflow_ros.training.sprites import open_imagery
+from daflow_ros.training.tone import random_tone
 from daflow_ros.training.trainer import Trainer, TrainingConfig
 from daflow_ros.training.video_clips import VideoClips
 
@@ -105,7 +106,7 @@ class FlowTrainer(ClipTrainer):
             self.stored = StoredClips(config.clips, rank, world)
         else:
             self.scenes = clip_source(config, self.device)
-        if self.fuses and config.selector_rate and config.start is None and self.step == 0:
+        if self.fuses and config.selector_rate and not raft_of(self.network).selector.mean.any():
             self._normalise()
 
     def _normalise(self) -> None:
@@ -152,7 +153,10 @@ class FlowTrainer(ClipTrainer):
             sample = self.stored.batch(self.step, config.batch, self.device)
             return flip(sample.crop(config.size, self.generator), self.generator)
         clip = self.clip()
-        frames = 2 * degrade_batch(clip.frames, config.degraded, self.generator) - 1
+        frames = clip.frames
+        if config.video is None:
+            frames = random_tone(frames, self.generator)
+        frames = 2 * degrade_batch(frames, config.degraded, self.generator) - 1
         hypotheses = clip_hypotheses(frames) if self.fuses else None
         sample = Sample(frames, clip.flow[:, -1], clip.occluded[:, -1], hypotheses)
         return flip(sample, self.generator)
