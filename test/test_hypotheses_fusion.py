@@ -128,9 +128,10 @@ def test_untrained_fusion_mixes_by_the_shares():
     shares = shares / 1.1
     mixed = 3 * own + float((shares * values).sum())
     torch.testing.assert_close(out.flows[0], torch.full_like(flow, mixed))
-    torch.testing.assert_close(out.shares[0, :, 4, 4], shares[:2])
-    rest = 3 * own + 2 * float(shares[2])
-    torch.testing.assert_close(out.rest, torch.full_like(flow, rest))
+    expected = torch.tensor([*shares[:2], own, shares[2]])
+    torch.testing.assert_close(out.shares[0, :, 4, 4], expected)
+    assert torch.equal(out.others, torch.stack([flow, candidates[:, 2]], dim=1))
+    assert not out.correction.any()
     assert out.laplace.shape == (1, 4, 8, 8)
     log_shares, every = out.selections[0]
     torch.testing.assert_close(log_shares[0, 1:, 4, 4].exp(), shares)

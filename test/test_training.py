@@ -354,11 +354,15 @@ def test_choice_loss_against_known_errors():
     truth = torch.ones(1, 2, 16, 16)
     candidates = torch.stack([torch.full((1, 2, 4, 4), v) for v in (0.25, 1.0)], dim=1)
     shares = torch.tensor([9.0, -9.0])[None, :, None, None].log_softmax(dim=1).expand(1, 2, 4, 4)
-    right = choice_loss(shares, torch.full((1, 2, 2, 4, 4), 0.25), truth)
+    valid = torch.ones(1, 1, 16, 16)
+    right = choice_loss(shares, torch.full((1, 2, 2, 4, 4), 0.25), truth, valid)
     assert float(right[0]) < 1e-3 and float(right[1]) < 1e-3
-    even, blend = choice_loss(torch.full((1, 2, 4, 4), 0.5).log(), candidates, truth)
+    even, blend = choice_loss(torch.full((1, 2, 4, 4), 0.5).log(), candidates, truth, valid)
     assert float(blend) == pytest.approx(1.5 * 2**0.5)  # halfway between 1 and 4 px
     assert float(even) > 1
+    valid[..., 8:] = 0  # half of the cells
+    _, half = choice_loss(torch.full((1, 2, 4, 4), 0.5).log(), candidates, truth, valid)
+    assert float(half) == pytest.approx(0.75 * 2**0.5)
 
 
 def test_tone_sharpens_and_overexposes_without_moving_anything():

@@ -20,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--frames', type=int, default=2, help='of a clip (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=1,
                         help='one for each process that writes (default: %(default)s)')
+    parser.add_argument('--flying', action='store_true',
+                        help='crowded scenes of affine motions, as in FlyingChairs')
     parser.add_argument('--degrade', type=Path, metavar='CLIPS_DIR',
                         help='degrade and match the clean clips of this folder instead of drawing '
                              '(about 300 MB a shard)')
@@ -47,7 +49,10 @@ def run(args: argparse.Namespace) -> int:
             part = int(first), int(count)
             degrade_clips(args.degrade, args.output, args.seed, part)
         else:
-            write_clips(args.output, args.imagery, args.shards, args.size, args.frames, args.seed)
+            write_clips(
+                args.output, args.imagery, args.shards, args.size, args.frames, args.seed,
+                flying=args.flying,
+            )
     except (ValueError, OSError) as error:
         print(f'daflow clips: {error}', file=sys.stderr)
         return 2

@@ -46,9 +46,10 @@ class Fused(NamedTuple):
 
     Attributes:
         flows: after each round, ``(B, 2, h, w)``.
-        shares: the last round's, of the hypotheses, ``(B, K, h, w)``.
-        rest: what they leave over, own and propagated flow by their shares and the correction,
-            ``(B, 2, h, w)``.
+        shares: the last round's, of the hypotheses, own and propagated flow,
+            ``(B, K + 2, h, w)``.
+        others: own and propagated flow, ``(B, 2, 2, h, w)``.
+        correction: of the sum of all, ``(B, 2, h, w)``.
         laplace: ``(B, 4, h, w)`` parameters of the error's distribution.
         selections: of each round, log-shares ``(B, K + 2, h, w)`` of the candidates
             ``(B, K + 2, 2, h, w)``, the own flow first.
@@ -56,7 +57,8 @@ class Fused(NamedTuple):
 
     flows: list[Tensor]
     shares: Tensor
-    rest: Tensor
+    others: Tensor
+    correction: Tensor
     laplace: Tensor
     selections: list[tuple[Tensor, Tensor]]
 
@@ -172,11 +174,13 @@ class FlowFusion(nn.Module):
             every = torch.cat([flow[:, None], candidates], dim=1)
             selections.append((log_p, every))
             parts = log_p.exp()[:, :, None] * every
-            rest = parts[:, 0] + parts[:, -1] + delta
-            flow = rest + parts[:, 1:-1].sum(dim=1)
+            flow = parts.sum(dim=1) + delta
             flows.append(flow)
             state = torch.tanh(self.state(x))
         spread = (log_p.exp() * length(every - flow[:, None], 2)).sum(dim=1, keepdim=True)
         doubt = torch.cat([forward_backward_error(flow, backward), 4 * spread.detach()], dim=1)
         laplace = self.laplace(torch.cat([x.detach(), (doubt + 0.2).log().to(x.dtype)], dim=1))
-        return Fused(flows, log_p[:, 1:-1].exp(), rest, laplace, selections)
+        shares = log_p.exp()
+        shares = torch.cat([shares[:, 1:-1], shares[:, :1], shares[:, -1:]], dim=1)
+        others = every[:, [0, -1]]
+        return Fused(flows, shares, others, delta, laplace, selections)

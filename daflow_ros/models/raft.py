@@ -30,7 +30,10 @@ from daflow_ros.models.encoder import Encoder
 from daflow_ros.models.fusion import FlowFusion, Fused
 from daflow_ros.models.selector import Choice, HypothesisSelector
 from daflow_ros.models.update import Head, MotionEncoder, UpdateBlock
-from daflow_ros.models.upsampling import convex_upsample, upsample2
+from daflow_ros.models.upsampling import convex_upsample, guided_upsample, upsample2
+
+#: Power of the shares at full resolution, after which they add up to 1 again.
+SHARPENING = 2.0
 
 
 @dataclass
@@ -281,7 +284,7 @@ class RAFT(ModelMixin, ConfigMixin):
                 self.config.fusion_rounds,
             )
             correlation = pyramid.volume if self.training else None
-            output = self._upsample(fused, flows, hypotheses, correlation)
+            output = self._upsample(fused, flows, hypotheses, features.image1, correlation)
             output.choice = choice
             return output
         laplace = None
@@ -309,17 +312,30 @@ class RAFT(ModelMixin, ConfigMixin):
         return backward, self.selector(cues, about, forward, first, second)
 
     def _upsample(
-        self, fused: Fused, flows: list[Tensor], hypotheses: Tensor, correlation: Tensor | None
+        self,
+        fused: Fused,
+        flows: list[Tensor],
+        hypotheses: Tensor,
+        image: Tensor,
+        correlation: Tensor | None,
     ) -> FlowOutput:
         """From 1/4 to the full resolution, where the hypotheses have kept their detail."""
         full = hypotheses[:, : self.config.num_hypotheses].float()
-        # Bilinearly: a learned convex upsampling needs more clips than the fusion has seen.
-        shares, rest, laplace = (
+        # Along the edges of the image, by no learned weights: a convex upsampling needs more
+        # clips than the fusion has seen.
+        weighted = 4 * fused.others * fused.shares[:, -2:, None]
+        parts = torch.cat([fused.shares, weighted.flatten(1, 2)], dim=1)
+        shares, weighted = guided_upsample(parts, image.float()).split([full.shape[1] + 2, 4], 1)
+        shares = shares.clamp(min=1e-6)
+        others = weighted.unflatten(1, (2, 2)) / shares[:, -2:, None]
+        # A mean of all the likely flows lies between them, where none is.
+        shares = (SHARPENING * shares.log()).softmax(dim=1)
+        correction, laplace = (
             F.interpolate(x, scale_factor=4, mode='bilinear', align_corners=False)
-            for x in (fused.shares, 4 * fused.rest, fused.laplace)
+            for x in (4 * fused.correction, fused.laplace)
         )
         return FlowOutput(
-            rest + (shares[:, :, None] * full).sum(dim=1),
+            (shares[:, :, None] * torch.cat([full, others], dim=1)).sum(dim=1) + correction,
             flows,
             laplace,
             correlation,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,3 +33,37 @@ def convex_upsample(
     patches = F.unfold(scaled, 3, padding=1).view(b, c, 9, 1, 1, h, w)
     up = (weights * patches).sum(dim=2)
     return up.permute(0, 1, 4, 2, 5, 3).reshape(b, c, factor * h, factor * w)
+
+
+def guided_upsample(
+    field: Tensor, image: Tensor, factor: int = 4, colour: float = 0.12, reach: float = 0.7
+) -> Tensor:
+    """Upsample along the edges of an image (joint bilateral, Kopf et al., SIGGRAPH 2007).
+
+    A pixel takes from the 3x3 cells about its own, each by distance and by how much its mean
+    colour is the pixel's.
+
+    Args:
+        field: ``(B, C, h, w)``; image: ``(B, 3, factor h, factor w)`` in [-1, 1].
+        factor: of the size.
+        colour: standard deviation of the colour's weight (0.12: 15 grey values).
+        reach: the same of the distance's, cells.
+    """
+    h, w = field.shape[-2:]
+    low = F.pad(F.avg_pool2d(image, factor), (1,) * 4, mode='replicate')
+    field = F.pad(field.to(image.dtype), (1,) * 4, mode='replicate')
+    # Where the pixels of a cell lie about its centre, in cells.
+    inner = (torch.arange(factor, device=image.device) + 0.5) / factor - 0.5
+    y, x = inner.repeat(h)[:, None], inner.repeat(w)[None]
+    total, weights = torch.zeros_like(image[:, :1]), torch.zeros_like(image[:, :1])
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            at = (..., slice(1 + dy, 1 + dy + h), slice(1 + dx, 1 + dx + w))
+            cells = F.interpolate(low[at], scale_factor=factor)
+            unlike = (cells - image).square().sum(dim=1, keepdim=True) / (2 * colour**2)
+            far = ((y - dy) ** 2 + (x - dx) ** 2) / (2 * reach**2)
+            # A pixel like none of the cells still gets what lies near.
+            weight = (-far).exp() * ((-unlike).exp() + 1e-6)
+            total = total + weight * F.interpolate(field[at], scale_factor=factor)
+            weights = weights + weight
+    return total / weights

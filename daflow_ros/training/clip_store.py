@@ -26,6 +26,8 @@ from daflow_ros.training.tone import random_tone
 SHARD = 32
 #: Largest camera translation as a share of the side, of the quarters of a shard.
 REACHES = (0.02, 0.04, 0.07, 0.11)
+#: The same of flying clips, and the most cut-outs.
+FLYING = ((0.03, 8), (0.06, 12), (0.09, 16), (0.14, 12))
 
 
 @dataclass
@@ -90,11 +92,15 @@ def write_clips(
     frames: int = 2,
     seed: int = 1,
     device: str = 'cpu',
+    flying: bool = False,
 ) -> None:
     """Draw ``shards`` shards of clean clips into ``folder``; those that are there are kept.
 
     Several processes with seeds of their own may write into one folder. A run that was broken
     off begins its missing shards from the seed and the shard's number, so that nothing repeats.
+
+    Args:
+        flying: see :class:`SceneGenerator`; ``REACHES`` give way to ``FLYING``.
     """
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -102,6 +108,11 @@ def write_clips(
     scenes = [
         SceneGenerator(bank, size, frames, reach=reach, sprites=sprites) for reach in REACHES
     ]
+    if flying:
+        scenes = [
+            SceneGenerator(bank, size, frames, objects, reach, sprites=sprites, flying=True)
+            for reach, objects in FLYING
+        ]
     generator = torch.Generator(device=device)
     for number in tqdm(range(shards), unit='shard'):
         path = out / f'{seed:03d}_{number:05d}.npz'

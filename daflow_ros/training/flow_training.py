@@ -71,6 +71,8 @@ def degrade_batch(frames: Tensor, share: float, generator: torch.Generator) -> T
     return random_degradation(frames, generator)
 
 
+#: px; what moves further, past a camera at arm's length, is left out of all losses.
+FASTEST = 400.0
 #: Batches over which the cues' mean and deviation are taken.
 NORMALISING = 16
 
@@ -166,7 +168,9 @@ class FlowTrainer(ClipTrainer):
         config = self.config
         sample = self.sample()
         flow = sample.flow
-        valid = (flow.norm(dim=1, keepdim=True) < 400).float()
+        valid = (flow.norm(dim=1, keepdim=True) < FASTEST).float()
+        # Half precision may have made it infinite, and 0 times that is not 0.
+        flow = flow.where(valid > 0, 0)
         start = None
         draw = torch.rand((1,), generator=self.generator, device=self.generator.device)
         if float(draw) < config.warm_starts:
@@ -195,7 +199,9 @@ class FlowTrainer(ClipTrainer):
             choice = output.choice
             # The coarse choice is trained by itself too, so that it stays one.
             for log_shares in (choice.log_shares, choice.coarse):
-                part, chosen = choice_loss(log_shares.float(), choice.candidates.float(), flow)
+                part, chosen = choice_loss(
+                    log_shares.float(), choice.candidates.float(), flow, valid
+                )
                 loss = loss + part
                 figures.setdefault('chosen', float(chosen.mean()))
         if output.laplace is not None and config.confidence_weight:

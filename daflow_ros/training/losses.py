@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -117,27 +116,29 @@ def selection_loss(selections: list[tuple[Tensor, Tensor]], flow: Tensor, valid:
 
 
 def choice_loss(
-    log_shares: Tensor, candidates: Tensor, flow: Tensor
+    log_shares: Tensor, candidates: Tensor, flow: Tensor, valid: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What a choice and the blend of candidates miss the flow by; a clip that is lost counts less.
 
     Args:
         log_shares: ``(B, K + 1, h, w)``; candidates: ``(B, K + 1, 2, h, w)`` in 1/4-resolution
             px, the propagated flow last.
-        flow: ``(B, 2, 4h, 4w)`` px.
+        flow: ``(B, 2, 4h, 4w)`` px; valid: ``(B, 1, 4h, 4w)`` in {0, 1}.
 
     Returns:
         The loss, and the mean end-point error of the blend ``(B,)`` in px.
     """
-    low = F.avg_pool2d(flow, 4) / 4
+    part = F.avg_pool2d(valid, 4)
+    low = F.avg_pool2d(flow * valid, 4) / part.clamp(min=1e-3) / 4
+    seen = part[:, 0] > 0.5
     share = log_shares.exp()
-    each = 4 * (candidates - low[:, None]).norm(dim=2)
+    each = 4 * (candidates - low[:, None]).norm(dim=2) * seen[:, None]
     expected = (share * each).sum(dim=1).mean(dim=(1, 2))
     propagated = each[:, -1].mean(dim=(1, 2))
-    blend = 4 * ((share[:, :, None] * candidates).sum(dim=1) - low).norm(dim=1).mean(dim=(1, 2))
+    blend = (share[:, :, None] * candidates).sum(dim=1) - low
+    blend = (4 * blend.norm(dim=1) * seen).mean(dim=(1, 2))
     counts = 1 / (1 + blend.detach())
     loss = (counts * (0.4 * expected + blend + 0.3 * propagated)).mean()
-    valid = torch.ones_like(flow[:, :1])
     loss = loss + 0.1 * selection_loss([(log_shares, candidates)], flow, valid)
     return loss, blend.detach()
 

@@ -76,9 +76,10 @@ def write_rendered_clips(source: str | Path, folder: str | Path) -> None:
                     'frames': np.stack(
                         [frames[::step].transpose(0, 3, 1, 2) for frames, _ in pairs]
                     ),
-                    'flow': np.stack([flow[way].transpose(2, 0, 1) for _, flow in pairs]).astype(
-                        np.float16
-                    ),
+                    # Half precision ends at 65504, and what is passed at arm's length does not.
+                    'flow': np.stack([flow[way].transpose(2, 0, 1) for _, flow in pairs])
+                    .clip(-6e4, 6e4)
+                    .astype(np.float16),
                     'occluded': np.packbits(~np.stack(seen)[:, None], axis=-1),
                 },
             )
