@@ -266,6 +266,7 @@ def test_rendered_pairs_become_clips_both_ways(tmp_path):
         flow = np.zeros((2, 64, 64, 2), np.float32)
         flow[0], flow[1] = (2, 1), (-2, -1)
         flow[:, 20:30, 20:30] = 0
+        flow[:, 2, 2] = 1e6  # beyond half precision
         path = pairs / f'001_{number:05d}.npz'
         np.savez(path, frames=np.stack([first, second]), flow=flow)
     clips = tmp_path / 'clips'
@@ -278,6 +279,7 @@ def test_rendered_pairs_become_clips_both_ways(tmp_path):
         dx, dy = (2, 1) if forth else (-2, -1)
         assert rows['frames'].shape == (SHARD, 2, 3, 64, 64)
         assert (rows['flow'][:, :, 40, 40] == (dx, dy)).all()
+        assert np.isfinite(rows['flow']).all()
         hidden = np.unpackbits(rows['occluded'], axis=-1)[:, 0].astype(bool)
         y, x = np.mgrid[5:58, 5:58]
         moved = ~((y >= 20) & (y < 30) & (x >= 20) & (x < 30))
