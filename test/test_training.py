@@ -202,6 +202,17 @@ def test_stored_clips_are_those_of_the_generator_and_train(tmp_path):
     settings = config(tmp_path / 'run', clips=str(degraded), batch=2, steps=2, size=48)
     FlowTrainer(settings).run()
     assert all(math.isfinite(loss) for loss in losses(tmp_path / 'run'))
+    # Flow beyond half precision is left out of the loss.
+    for path in degraded.glob('*.npz'):
+        with np.load(path) as file:
+            arrays = dict(file)
+        arrays['flow'][:, 0, 24:40, 24:40] = np.inf
+        np.savez(path, **arrays)
+    settings = config(
+        tmp_path / 'far', clips=str(degraded), batch=2, steps=2, size=48, selector_rate=1e-4
+    )
+    FlowTrainer(settings).run()
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / 'far'))
     with pytest.raises(FileNotFoundError, match='daflow clips'):
         StoredClips(tmp_path)
     with pytest.raises(ValueError, match='larger than a shard'):
