@@ -73,6 +73,6 @@ def test_the_flow_at_full_resolution_leans_to_the_likeliest() -> None:
         [], shares[None, :, None, None].expand(1, -1, 8, 8), small[:, -2:], zero + 0.5,
         torch.zeros(1, 4, 8, 8), [],
     )  # fmt: skip
-    out = network._upsample(fused, [], flows[:, :-2], torch.rand(1, 3, 32, 32), None)
+    out = network._upsample(fused, [], flows[:, :-2], *torch.rand(2, 1, 3, 32, 32), None)
     expected = float((shares**2 * values).sum() / (shares**2).sum()) + 4 * 0.5
     torch.testing.assert_close(out.flow, torch.full((1, 2, 32, 32), expected))

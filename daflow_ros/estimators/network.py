@@ -21,6 +21,7 @@ from daflow_ros.estimators.estimate import (
 from daflow_ros.flow.consistency import forward_backward_mask
 from daflow_ros.flow.hypotheses import dis_hypotheses
 from daflow_ros.flow.padding import InputPadder
+from daflow_ros.flow.variational import refine_variationally
 from daflow_ros.models.raft import FlowOutput, laplace_scales
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -92,7 +93,7 @@ class NetworkEstimator:
             disagree (forward-backward check), to 1 elsewhere if the model tells none itself.
             Twice the time.
         hypotheses: match each pair classically as well, for a network that fuses what comes out
-            (`daflow_ros/flow/hypotheses.py`).
+            (`daflow_ros/flow/hypotheses.py`), and refine the result as DIS does its own.
         num_frames: F, at least 2. More than 2 take the earlier frames from the calls before, as
             long as each call's first image is the last call's second; a clip that is broken
             starts again with two.
@@ -215,6 +216,15 @@ class NetworkEstimator:
             start = output.flow
         return output
 
+    def _finish(
+        self, output: FlowOutput, image1: NDArray[np.uint8], image2: NDArray[np.uint8]
+    ) -> NDArray[np.float32]:
+        """Flow ``(H, W, 2)`` px, refined where it was fused from classical hypotheses."""
+        flow = np.ascontiguousarray(output.flow[0].permute(1, 2, 0).cpu().numpy())
+        if not np.isfinite(flow).all():
+            raise EstimatorError(f'{self.name}: the flow is not finite ({self._dtype})')
+        return refine_variationally(flow, image1, image2) if self._hypotheses else flow
+
     @torch.inference_mode()
     def estimate(
         self,
@@ -237,20 +247,18 @@ class NetworkEstimator:
             start = torch.from_numpy(np.ascontiguousarray(initial_flow, dtype=np.float32))
             start = start.to(self._device).permute(2, 0, 1)[None]
         output = self._pyramid_run(frames, count, start, self._match(image1, image2))
-        flow = output.flow[0].permute(1, 2, 0).cpu().numpy()
-        if not np.isfinite(flow).all():
-            raise EstimatorError(f'{self.name}: the flow is not finite ({self._dtype})')
+        flow = self._finish(output, image1, image2)
         confidence = None
         if output.laplace is not None:
             confidence = laplace_confidence(output.laplace)[0].clamp(0, 1).cpu().numpy()
         if self._consistency:
             backward = self._pyramid_run(
                 frames[:, -2:].flip(1), count, None, self._match(image2, image1)
-            ).flow[0]
-            agree = forward_backward_mask(flow, backward.permute(1, 2, 0).cpu().numpy())
+            )
+            agree = forward_backward_mask(flow, self._finish(backward, image2, image1))
             confidence = agree * (np.float32(1) if confidence is None else confidence)
         return FlowEstimate(
-            np.ascontiguousarray(flow),
+            flow,
             confidence,
             count,
             self._diffusion_steps,

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from daflow_ros.flow.hypotheses import BACKWARD, NUM_HYPOTHESES
 from daflow_ros.models.agreement import MatchingFeatures
 from daflow_ros.models.correlation import CorrelationPyramid, coords_grid
-from daflow_ros.models.cues import hypothesis_cues, opening
+from daflow_ros.models.cues import hypothesis_cues, length, opening
 from daflow_ros.models.encoder import Encoder
 from daflow_ros.models.fusion import FlowFusion, Fused
 from daflow_ros.models.selector import Choice, HypothesisSelector
 from daflow_ros.models.update import Head, MotionEncoder, UpdateBlock
 from daflow_ros.models.upsampling import convex_upsample, guided_upsample, upsample2
+from daflow_ros.models.weighted_median import median_along_edges
 
 #: Power of the shares at full resolution, after which they add up to 1 again.
 SHARPENING = 2.0
@@ -284,7 +285,9 @@ class RAFT(ModelMixin, ConfigMixin):
                 self.config.fusion_rounds,
             )
             correlation = pyramid.volume if self.training else None
-            output = self._upsample(fused, flows, hypotheses, features.image1, correlation)
+            output = self._upsample(
+                fused, flows, hypotheses, features.image1, features.image2, correlation
+            )
             output.choice = choice
             return output
         laplace = None
@@ -316,7 +319,8 @@ class RAFT(ModelMixin, ConfigMixin):
         fused: Fused,
         flows: list[Tensor],
         hypotheses: Tensor,
-        image: Tensor,
+        image1: Tensor,
+        image2: Tensor,
         correlation: Tensor | None,
     ) -> FlowOutput:
         """From 1/4 to the full resolution, where the hypotheses have kept their detail."""
@@ -325,7 +329,7 @@ class RAFT(ModelMixin, ConfigMixin):
         # clips than the fusion has seen.
         weighted = 4 * fused.others * fused.shares[:, -2:, None]
         parts = torch.cat([fused.shares, weighted.flatten(1, 2)], dim=1)
-        shares, weighted = guided_upsample(parts, image.float()).split([full.shape[1] + 2, 4], 1)
+        shares, weighted = guided_upsample(parts, image1.float()).split([full.shape[1] + 2, 4], 1)
         shares = shares.clamp(min=1e-6)
         others = weighted.unflatten(1, (2, 2)) / shares[:, -2:, None]
         # A mean of all the likely flows lies between them, where none is.
@@ -334,8 +338,16 @@ class RAFT(ModelMixin, ConfigMixin):
             F.interpolate(x, scale_factor=4, mode='bilinear', align_corners=False)
             for x in (4 * fused.correction, fused.laplace)
         )
+        candidates = torch.cat([full, others], dim=1)
+        flow = (shares[:, :, None] * candidates).sum(dim=1)
+        spread = (shares * length(candidates - flow[:, None], 2)).sum(dim=1, keepdim=True)
+        flow = flow + correction
+        median = median_along_edges(
+            flow.detach(), spread.detach(), image1.float(), image2.float()
+        )
         return FlowOutput(
-            (shares[:, :, None] * torch.cat([full, others], dim=1)).sum(dim=1) + correction,
+            # The gradient passes the median by.
+            median if not flow.requires_grad else flow + (median - flow).detach(),
             flows,
             laplace,
             correlation,
