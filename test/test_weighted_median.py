@@ -97,6 +97,17 @@ def test_what_no_candidate_doubts_is_left_alone() -> None:
     assert torch.equal(found, flow)
 
 
+def test_half_precision_changes_little() -> None:
+    """Under autocast, as an estimator of dtype bfloat16 runs."""
+    image1, image2, _, given = scene(5)
+    spread = torch.full((1, 1, 96, 160), 0.2)
+    exact = median_along_edges(given, spread, image1, image2)
+    with torch.autocast('cpu', torch.bfloat16):
+        half = median_along_edges(given, spread, image1, image2)
+    assert half.dtype == torch.float32
+    assert float((half - exact).abs().mean()) < 0.02
+
+
 def test_the_gradient_passes_the_median_by() -> None:
     """The output is the median's in training as without, and every share has a gradient."""
     torch.manual_seed(0)

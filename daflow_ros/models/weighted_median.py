@@ -32,7 +32,8 @@ def noise_level(image: Tensor) -> Tensor:
     """
     side = image.new_tensor([1.0, -2.0, 1.0])
     kernel = (side[:, None] * side / 6)[None, None]
-    found = F.conv2d(image.mean(dim=1, keepdim=True), kernel).abs().flatten(1)
+    # Half precision, where the caller chose it, would not go with the images below.
+    found = F.conv2d(image.mean(dim=1, keepdim=True), kernel).float().abs().flatten(1)
     return (3**0.5 * 1.4826 * found.median(dim=1).values)[:, None, None, None]
 
 
