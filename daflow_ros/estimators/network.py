@@ -221,9 +221,13 @@ class NetworkEstimator:
     ) -> NDArray[np.float32]:
         """Flow ``(H, W, 2)`` px, refined where it was fused from classical hypotheses."""
         flow = np.ascontiguousarray(output.flow[0].permute(1, 2, 0).cpu().numpy())
-        if not np.isfinite(flow).all():
+        finite = bool(np.isfinite(flow).all())
+        if finite and self._hypotheses:
+            flow = refine_variationally(flow, image1, image2)
+            finite = bool(np.isfinite(flow).all())
+        if not finite:
             raise EstimatorError(f'{self.name}: the flow is not finite ({self._dtype})')
-        return refine_variationally(flow, image1, image2) if self._hypotheses else flow
+        return flow
 
     @torch.inference_mode()
     def estimate(

@@ -24,7 +24,7 @@ def refine_variationally(
         image1, image2: uint8 ``(H, W, 3)`` RGB.
 
     Returns:
-        float32 ``(H, W, 2)`` px; the given flow at pixels where OpenCV finds none.
+        float32 ``(H, W, 2)`` px, a new array.
     """
     # A new one each time: it keeps buffers between calls, which threads must not share.
     solver = cv2.VariationalRefinement.create()
@@ -36,4 +36,4 @@ def refine_variationally(
     first, second = (cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (image1, image2))
     refined = np.array(flow, dtype=np.float32, order='C')
     solver.calc(first, second, refined)
-    return np.where(np.isfinite(refined).all(axis=-1, keepdims=True), refined, flow)
+    return refined

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A last word on the flow: the weighted median of what is about, along the image's edges.
 
-Half of what a flow misses on clear images lies within 3 px of the edges of what moves, and one of
-the two motions there is right. Each pixel takes the median of its neighbours' flow, weighted by
-nearness, likeness of colour (Sun, Roth and Black, CVPR 2010, section 5: Classic+NL) and trust:
+Half of what the flow missed on clear images lay within 3 px of the edges of what moves, where the
+right motion is mostly a few px aside. Each pixel takes the median of its neighbours' flow,
+weighted by nearness, likeness of colour (Classic+NL: Sun, Roth and Black, CVPR 2010) and trust:
 where the candidates agree and where the second image shows along the flow what the first does.
 No learning.
 
