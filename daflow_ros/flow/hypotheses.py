@@ -5,7 +5,7 @@ DIS (Kroeger et al., ECCV 2016) with more smoothing and more variational iterati
 presets is exact on clear images; on shrunken ones, with local contrast evened out, it survives
 noise, veil and streaks that it does not survive as they are. A network that is shown all of them,
 and how well each fits, need not learn to match from nothing (the fusion of FlowNet 2.0,
-section 5).
+section 5). A pair much of which moves further than DIS finds is matched coarsely first.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from daflow_ros.flow.coarse_matching import large_motion
 from daflow_ros.flow.dominant_motion import dominant_motion
 from daflow_ros.flow.motion_layers import motion_layers
 
@@ -102,15 +103,21 @@ def _match(
     second: NDArray[np.uint8],
     how: Preparation,
     size: tuple[int, int],
+    start: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
-    """Flow of two prepared images, ``(H, W, 2)`` px at the (W, H) of ``size``."""
-    flow = _dis(how.alpha, how.iterations).calc(first, second, None)
+    """Flow of two prepared images, ``(H, W, 2)`` px at the (W, H) of ``size``.
+
+    ``start``: where DIS starts from, px at that ``size``, of any resolution; None for no motion.
+    """
+    height, width = first.shape
+    scale = np.array([size[0] / width, size[1] / height], np.float32)
+    if start is not None:
+        start = cv2.resize(start, (width, height), interpolation=cv2.INTER_LINEAR) / scale
+    flow = _dis(how.alpha, how.iterations).calc(first, second, start)
     # A plain pair can leave DIS without an answer.
     flow = np.nan_to_num(flow, copy=False, posinf=0.0, neginf=0.0)
-    height, width = first.shape
     if (width, height) != size:
-        flow = cv2.resize(flow, size, interpolation=cv2.INTER_LINEAR)
-        flow *= np.array([size[0] / width, size[1] / height], np.float32)
+        flow = cv2.resize(flow, size, interpolation=cv2.INTER_LINEAR) * scale
     return np.asarray(flow, dtype=np.float32)
 
 
@@ -144,10 +151,14 @@ def dis_hypotheses(image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> NDAr
         prepared = {
             way: [pool.submit(_prepare, grey, *way) for grey in (first, second)] for way in ways
         }
+        far = large_motion(first, second)
+        starts = (None, None) if far is None else far
 
         def match(how: Preparation, here: int, there: int) -> Future[NDArray[np.float32]]:
             pair = prepared[how.factor, how.opening, how.even]
-            return pool.submit(_match, pair[here].result(), pair[there].result(), how, size)
+            return pool.submit(
+                _match, pair[here].result(), pair[there].result(), how, size, starts[here]
+            )
 
         # The longest come first.
         waiting = [match(how, 0, 1) for how in HYPOTHESES]
