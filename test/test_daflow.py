@@ -347,6 +347,7 @@ def test_consistency_check_sets_confidence(folder):
 
 @torch.inference_mode()
 def test_three_frames_come_from_successive_calls(folder, tmp_path):
+    from daflow_ros.flow.preparation import stretch_range, without_impulses
     from daflow_ros.flow.variational import refine_variationally
     from daflow_ros.training.networks import clip_hypotheses
 
@@ -358,12 +359,16 @@ def test_three_frames_come_from_successive_calls(folder, tmp_path):
     images = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(4)]
 
     def expected(*indices):
-        clip = torch.from_numpy(np.stack([images[i] for i in indices])).permute(0, 3, 1, 2)
-        others = clip_hypotheses(clip[None] / 127.5 - 1)
-        frames = (clip.float() / 127.5 - 1)[None]
-        flow = model(frames, 2, last_pair_only=True, hypotheses=others).flow
+        clip = [without_impulses(images[i]) for i in indices]
+        shown = stretch_range(clip)
+        frames, shown_frames = (
+            torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2)[None] / 127.5 - 1
+            for x in (clip, shown)
+        )
+        others = clip_hypotheses(frames)
+        flow = model(shown_frames, 2, last_pair_only=True, hypotheses=others).flow
         flow = np.ascontiguousarray(flow[0].permute(1, 2, 0).numpy())
-        return refine_variationally(flow, *(images[i] for i in indices[-2:]))
+        return refine_variationally(flow, *shown[-2:])
 
     options = {'device': 'cpu', 'weights': tmp_path, 'pyramid': 1, 'num_frames': 3}
     estimator = load_estimator('daflow_tiny', **options)

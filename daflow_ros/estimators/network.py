@@ -21,6 +21,7 @@ from daflow_ros.estimators.estimate import (
 from daflow_ros.flow.consistency import forward_backward_mask
 from daflow_ros.flow.hypotheses import dis_hypotheses
 from daflow_ros.flow.padding import InputPadder
+from daflow_ros.flow.preparation import stretch_range, without_impulses
 from daflow_ros.flow.variational import refine_variationally
 from daflow_ros.models.raft import FlowOutput, laplace_scales
 
@@ -93,7 +94,8 @@ class NetworkEstimator:
             disagree (forward-backward check), to 1 elsewhere if the model tells none itself.
             Twice the time.
         hypotheses: match each pair classically as well, for a network that fuses what comes out
-            (`daflow_ros/flow/hypotheses.py`), and refine the result as DIS does its own.
+            (`daflow_ros/flow/hypotheses.py`), and refine the result as DIS does its own; the
+            images are prepared before (`daflow_ros/flow/preparation.py`).
         num_frames: F, at least 2. More than 2 take the earlier frames from the calls before, as
             long as each call's first image is the last call's second; a clip that is broken
             starts again with two.
@@ -147,14 +149,20 @@ class NetworkEstimator:
         self._num_frames = num_frames
         self._clip: list[NDArray[np.uint8]] = []
 
-    def _clip_of(self, image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> Tensor:
-        """Frames ``(1, F, 3, H, W)`` in [-1, 1] that end with the pair."""
+    def _clip_of(
+        self, image1: NDArray[np.uint8], image2: NDArray[np.uint8]
+    ) -> list[NDArray[np.uint8]]:
+        """F frames that end with the pair."""
         clip = [image1, image2]
         if self._num_frames > 2:
             # Copies: a camera driver may write the next frame into the same memory.
             if not self._clip or not np.array_equal(self._clip[-1], image1):
                 self._clip = [image1.copy()]
             self._clip = clip = [*self._clip, image2.copy()][-self._num_frames :]
+        return clip
+
+    def _tensor(self, clip: list[NDArray[np.uint8]]) -> Tensor:
+        """Frames ``(1, F, 3, H, W)`` in [-1, 1]."""
         frames = torch.from_numpy(np.stack(clip)).to(self._device).permute(0, 3, 1, 2).float()
         return (2 * frames / 255 - 1)[None]
 
@@ -245,21 +253,26 @@ class NetworkEstimator:
         count = self.default_iterations if iterations is None else iterations
         if not 1 <= count <= 64:
             raise EstimatorError(f'iterations must be 1 to 64, got {count}')
-        frames = self._clip_of(image1, image2)
+        clip = shown = self._clip_of(image1, image2)
+        if self._hypotheses:
+            # Matched as dark or pale as they are: stretched, snow misleads DIS.
+            clip = [without_impulses(frame) for frame in clip]
+            shown = stretch_range(clip)
+        frames = self._tensor(shown)
         start = None
         if initial_flow is not None:
             start = torch.from_numpy(np.ascontiguousarray(initial_flow, dtype=np.float32))
             start = start.to(self._device).permute(2, 0, 1)[None]
-        output = self._pyramid_run(frames, count, start, self._match(image1, image2))
-        flow = self._finish(output, image1, image2)
+        output = self._pyramid_run(frames, count, start, self._match(clip[-2], clip[-1]))
+        flow = self._finish(output, shown[-2], shown[-1])
         confidence = None
         if output.laplace is not None:
             confidence = laplace_confidence(output.laplace)[0].clamp(0, 1).cpu().numpy()
         if self._consistency:
             backward = self._pyramid_run(
-                frames[:, -2:].flip(1), count, None, self._match(image2, image1)
+                frames[:, -2:].flip(1), count, None, self._match(clip[-1], clip[-2])
             )
-            agree = forward_backward_mask(flow, self._finish(backward, image2, image1))
+            agree = forward_backward_mask(flow, self._finish(backward, shown[-1], shown[-2]))
             confidence = agree * (np.float32(1) if confidence is None else confidence)
         return FlowEstimate(
             flow,

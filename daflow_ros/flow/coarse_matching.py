@@ -103,9 +103,7 @@ def _returns(there: NDArray[np.intp], back: NDArray[np.intp]) -> NDArray[np.bool
 
 def coarse_matches(
     first: NDArray[np.uint8], second: NDArray[np.uint8]
-) -> tuple[
-    NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]
-]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
     """Motion of cells there and back.
 
     Args:

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mending of impulses and of narrow ranges, against images whose clean version is known."""
+
+import cv2
+import numpy as np
+import pytest
+
+from daflow_ros import load_estimator
+from daflow_ros.flow.preparation import stretch_range, without_impulses
+
+
+def picture(height=96, width=128, seed=0):
+    """Smooth texture, uint8 RGB, from 30 to 220."""
+    noise = np.random.default_rng(seed).standard_normal((height, width, 3)).astype(np.float32)
+    return cv2.normalize(
+        cv2.GaussianBlur(noise, (0, 0), 3), None, 30, 220, cv2.NORM_MINMAX
+    ).astype(np.uint8)
+
+
+def spoiled(image, share, seed=1):
+    """Salt and pepper in a share of the pixels."""
+    random = np.random.default_rng(seed)
+    out = image.copy()
+    hit = random.random(image.shape[:2]) < share
+    out[hit] = random.choice([0, 255], (int(hit.sum()), 1))
+    return out, hit
+
+
+def test_impulses_go_and_the_rest_stays():
+    image = picture()
+    noisy, hit = spoiled(image, 0.05)
+    mended = without_impulses(noisy)
+    before = np.abs(noisy.astype(int) - image)[hit].mean()
+    assert np.abs(mended.astype(int) - image)[hit].mean() < 0.15 * before
+    assert (mended != noisy)[~hit].mean() < 0.001
+
+
+def test_lines_and_noise_are_no_impulses():
+    image = np.full((64, 64, 3), 60, np.uint8)
+    image[20, 5:60] = 250  # one px wide
+    image[5:60, 40] = 0
+    kept = without_impulses(image)
+    assert (kept != image).any(axis=-1).sum() <= 6  # the ends, and where the two cross
+    random = np.random.default_rng(0)
+    noisy = np.clip(picture() + random.normal(0, 20, (96, 128, 3)), 0, 255).astype(np.uint8)
+    assert (without_impulses(noisy) != noisy).mean() < 0.01
+
+
+def test_a_narrow_range_becomes_wide_the_same_in_all_frames():
+    image = picture()
+    pale = np.uint8(120 + 0.5 * image)
+    first, second = stretch_range([pale, np.uint8(pale - 5)])
+    assert first.min() < 20 and first.max() > 235
+    # One table for both: what differed by 5 differs by 5 times the gain, of 2 to 4.
+    assert 10 <= np.median(first.astype(int) - second) <= 20
+
+
+def test_gain_is_limited_and_a_full_range_left_alone():
+    plain = np.full((32, 32, 3), 90, np.uint8)
+    plain[::2] = 92
+    (out,) = stretch_range([plain])
+    assert out.max() - int(out.min()) == 8  # four times as far, about the middle
+    assert 110 < out.mean() < 145
+    full = picture()
+    full[0, 0], full[0, 1] = 0, 255
+    full[:8, :64], full[8:16, :64] = 0, 255
+    assert stretch_range([full])[0] is full
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 50), (2, 2), (3, 1)])
+def test_the_smallest_images(size):
+    image = np.full((*size, 3), 7, np.uint8)
+    assert (without_impulses(image) == image).all()
+    assert stretch_range([without_impulses(image)])[0].shape == image.shape
+
+
+def test_flow_sees_through_impulses_and_low_contrast():
+    big = picture(140, 180)
+    first, second = (
+        np.ascontiguousarray(big[y : y + 128, x : x + 160]) for y, x in ((6, 9), (3, 4))
+    )
+    inside = (slice(8, -8), slice(8, -8))
+    estimator = load_estimator('raft_tiny', 'cpu')
+
+    def error(one, other):
+        return np.linalg.norm(estimator.estimate(one, other).flow - [5, 3], axis=-1)[inside].mean()
+
+    assert error(spoiled(first, 0.1, 1)[0], spoiled(second, 0.1, 2)[0]) < 0.3
+    assert error(*(np.uint8(120 + 0.1 * x) for x in (first, second))) < 0.3
