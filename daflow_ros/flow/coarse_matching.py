@@ -60,19 +60,20 @@ def _descriptors(grey: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np
 
 
 def _window_means(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean over `WINDOWS` of the means in them, which end at the border; last two dimensions."""
+    """Mean over `WINDOWS` of the means in them, which end at the border; first two dimensions."""
+    rows, columns = x.shape[:2]
     total = np.zeros_like(x)
-    rows, columns = x.shape[-2:]
-    sums = np.zeros((*x.shape[:-2], rows + 1, columns + 1), np.float32)
-    np.cumsum(np.cumsum(x, axis=-1), axis=-2, out=sums[..., 1:, 1:])
+    sums = np.zeros((rows + 1, columns + 1, x.shape[2]), np.float32)
+    np.cumsum(np.cumsum(x, axis=1), axis=0, out=sums[1:, 1:])
     for side in WINDOWS:
         (top, bottom), (left, right) = (
             (np.maximum(at - side // 2, 0), np.minimum(at + side // 2 + 1, len(at)))
             for at in (np.arange(rows), np.arange(columns))
         )
-        tall = sums[..., bottom, :] - sums[..., top, :]
-        count = (bottom - top)[:, None] * (right - left) * np.float32(len(WINDOWS))
-        total += (tall[..., right] - tall[..., left]) / count.astype(np.float32)
+        for row in range(rows):
+            tall = sums[bottom[row]] - sums[top[row]]
+            count = (bottom[row] - top[row]) * (right - left) * np.float32(len(WINDOWS))
+            total[row] += (tall[right] - tall[left]) / count.astype(np.float32)[:, None]
     return total
 
 
@@ -125,22 +126,21 @@ def coarse_matches(
     inner = (..., slice(up, up + rows), slice(across, across + columns))
     wide[inner] = product.reshape(rows, columns, rows, columns)
     s = wide.strides
-    # Of each motion, then of each cell.
+    # Of each cell, then of each motion.
     moved = np.lib.stride_tricks.as_strided(
         wide,
-        (2 * up + 1, 2 * across + 1, rows, columns),
-        (s[2], s[3], s[0] + s[2], s[1] + s[3]),
-        writeable=False,
+        (rows, columns, 2 * up + 1, 2 * across + 1),
+        (s[0] + s[2], s[1] + s[3], s[2], s[3]),
     )
-    score = _window_means(np.ascontiguousarray(moved))
+    score = _window_means(moved.reshape(rows, columns, -1))
     y, x = np.mgrid[-up : up + 1, -across : across + 1].astype(np.float32)
-    score -= (PENALTY * np.hypot(y, x))[..., None, None]
+    score -= (PENALTY * np.hypot(y, x)).ravel()
     # A cell may leave the image with what is about it.
-    best = score.reshape(-1, rows, columns).argmax(axis=0)
+    best = score.argmax(axis=-1)
     forward = np.stack([best % (2 * across + 1) - across, best // (2 * across + 1) - up], axis=-1)
     # From where to where again, for the way back.
     wide[:] = -np.inf
-    np.lib.stride_tricks.as_strided(wide, moved.shape, moved.strides)[:] = score
+    moved[:] = score.reshape(moved.shape)
     here = wide[inner].reshape(rows * columns, rows * columns).argmax(axis=0)
     cells = np.moveaxis(np.mgrid[:rows, :columns][::-1], 0, -1)
     backward = cells.reshape(-1, 2)[here].reshape(rows, columns, 2) - cells
