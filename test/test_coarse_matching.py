@@ -75,6 +75,6 @@ def test_hypotheses_and_flow_of_a_pan_by_a_quarter_of_the_width():
     inside = (slice(0, 192 - 24), slice(64, 256))
     flows = dis_hypotheses(first, second)
     errors = np.linalg.norm(flows - [-64, 24], axis=-1)
-    assert np.median(errors[0][inside]) < 0.5  # DIS from no motion: 60 px
+    assert np.median(errors[0][inside]) < 0.5  # DIS from no motion: 71 px
     flow = load_estimator('raft_tiny', 'cpu').estimate(first, second).flow
     assert np.linalg.norm(flow - [-64, 24], axis=-1)[inside].mean() < 1

@@ -74,16 +74,13 @@ def test_the_smallest_images(size):
     assert stretch_range([without_impulses(image)])[0].shape == image.shape
 
 
-def test_flow_sees_through_impulses_and_low_contrast():
+def test_flow_sees_through_impulses():
     big = picture(140, 180)
     first, second = (
         np.ascontiguousarray(big[y : y + 128, x : x + 160]) for y, x in ((6, 9), (3, 4))
     )
     inside = (slice(8, -8), slice(8, -8))
-    estimator = load_estimator('raft_tiny', 'cpu')
-
-    def error(one, other):
-        return np.linalg.norm(estimator.estimate(one, other).flow - [5, 3], axis=-1)[inside].mean()
-
-    assert error(spoiled(first, 0.1, 1)[0], spoiled(second, 0.1, 2)[0]) < 0.3
-    assert error(*(np.uint8(120 + 0.1 * x) for x in (first, second))) < 0.3
+    noisy = spoiled(first, 0.1, 1)[0], spoiled(second, 0.1, 2)[0]
+    flow = load_estimator('raft_tiny', 'cpu').estimate(*noisy).flow
+    # 0.5 px with the impulses.
+    assert np.linalg.norm(flow - [5, 3], axis=-1)[inside].mean() < 0.1

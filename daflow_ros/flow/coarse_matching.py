@@ -25,8 +25,8 @@ FLOOR = 2.0
 REACH = 0.3
 #: Sides of the windows, cells.
 WINDOWS = (3, 7, 11, 21, 41)
-#: A motion is large from this part of the longer side on; `MANY` cells of those found have one
-#: before it is said.
+#: A motion is large from this part of the longer side on; a pair's is, where more than `MANY` of
+#: the cells found have such a one.
 LARGE, MANY = 0.07, 0.25
 #: What a cell of motion costs: among equals the least motion counts.
 PENALTY = 0.002
