@@ -347,9 +347,9 @@ def test_consistency_check_sets_confidence(folder):
 
 @torch.inference_mode()
 def test_three_frames_come_from_successive_calls(folder, tmp_path):
+    from daflow_ros.flow.hypotheses import dis_hypotheses
     from daflow_ros.flow.preparation import stretch_range, without_impulses
     from daflow_ros.flow.variational import refine_variationally
-    from daflow_ros.training.networks import clip_hypotheses
 
     model = DAFlow.from_pretrained(folder).eval()
     model.dpt_query.output.weight.normal_(0, 3.0)  # at zero, features would not show in the flow
@@ -361,12 +361,9 @@ def test_three_frames_come_from_successive_calls(folder, tmp_path):
     def expected(*indices):
         clip = [without_impulses(images[i]) for i in indices]
         shown = stretch_range(clip)
-        frames, shown_frames = (
-            torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2)[None] / 127.5 - 1
-            for x in (clip, shown)
-        )
-        others = clip_hypotheses(frames)
-        flow = model(shown_frames, 2, last_pair_only=True, hypotheses=others).flow
+        frames = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)[None] / 127.5 - 1
+        others = torch.from_numpy(dis_hypotheses(*clip[-2:])).permute(0, 3, 1, 2)[None]
+        flow = model(frames, 2, last_pair_only=True, hypotheses=others).flow
         flow = np.ascontiguousarray(flow[0].permute(1, 2, 0).numpy())
         return refine_variationally(flow, *shown[-2:])
 

@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seed', type=int, default=1,
                         help='one for each process that writes (default: %(default)s)')
     parser.add_argument('--flying', action='store_true',
-                        help='crowded scenes of affine motions, as in FlyingChairs')
+                        help='photographs with things that move before them, 512x384 px, two '
+                             'frames')
     parser.add_argument('--degrade', type=Path, metavar='CLIPS_DIR',
                         help='degrade and match the clean clips of this folder instead of drawing '
                              '(about 300 MB a shard)')
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the shards that are missing; 2 where there is no imagery."""
     import torch
 
-    from daflow_ros.training.clip_store import degrade_clips, write_clips
+    from daflow_ros.training.clip_store import degrade_clips, write_clips, write_flying_clips
     from daflow_ros.training.rendered_pairs import write_rendered_clips
 
     if args.threads:
@@ -48,10 +49,13 @@ def run(args: argparse.Namespace) -> int:
             first, _, count = args.part.partition('/')
             part = int(first), int(count)
             degrade_clips(args.degrade, args.output, args.seed, part)
+        elif args.flying:
+            if args.imagery is None:
+                raise ValueError('--flying needs --imagery')
+            write_flying_clips(args.output, args.imagery, args.shards, args.seed)
         else:
             write_clips(
-                args.output, args.imagery, args.shards, args.size, args.frames, args.seed,
-                flying=args.flying,
+                args.output, args.imagery, args.shards, args.size, args.frames, args.seed
             )
     except (ValueError, OSError) as error:
         print(f'daflow clips: {error}', file=sys.stderr)

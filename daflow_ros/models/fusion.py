@@ -135,7 +135,8 @@ class FlowFusion(nn.Module):
 
         """
         state = double(self.enter(context))
-        chosen = (log_shares.exp()[:, :, None] * candidates).sum(dim=1)
+        # The choice learns from the blend alone.
+        chosen = (log_shares.exp()[:, :, None] * candidates).sum(dim=1).detach()
         seen = first
         # Directions alone are compared: contrast is what bad weather takes away.
         first, second = (
@@ -161,7 +162,7 @@ class FlowFusion(nn.Module):
                         own_agreement,
                         agreed,
                         away,
-                        log_shares.clamp(min=-8) / 4,
+                        log_shares.detach().clamp(min=-8) / 4,
                         forward_backward_error(flow, backward),
                         check,
                     ],

@@ -25,16 +25,13 @@ from torch import Tensor, nn
 from daflow_ros.flow.hypotheses import BACKWARD, NUM_HYPOTHESES
 from daflow_ros.models.agreement import MatchingFeatures
 from daflow_ros.models.correlation import CorrelationPyramid, coords_grid
-from daflow_ros.models.cues import hypothesis_cues, length, opening
+from daflow_ros.models.cues import hypothesis_cues, opening
 from daflow_ros.models.encoder import Encoder
 from daflow_ros.models.fusion import FlowFusion, Fused
 from daflow_ros.models.selector import Choice, HypothesisSelector
 from daflow_ros.models.update import Head, MotionEncoder, UpdateBlock
-from daflow_ros.models.upsampling import convex_upsample, guided_upsample, upsample2
+from daflow_ros.models.upsampling import blend_along_edges, convex_upsample, upsample2
 from daflow_ros.models.weighted_median import median_along_edges
-
-#: Power of the shares at full resolution, after which they add up to 1 again.
-SHARPENING = 2.0
 
 
 @dataclass
@@ -256,9 +253,8 @@ class RAFT(ModelMixin, ConfigMixin):
         grid = coords_grid(b, h, w, net.device)
         if self.fusion is not None and hypotheses is not None:
             backward, choice = self._judge(features, hypotheses)
-            # The choice learns from its own loss alone.
-            log_shares, candidates = choice.log_shares.detach(), choice.candidates.detach()
-            chosen = (log_shares.exp()[:, :, None] * candidates).sum(dim=1)
+            log_shares, candidates = choice.log_shares, choice.candidates
+            chosen = (log_shares.exp()[:, :, None] * candidates).sum(dim=1).detach()
         if initial_flow is not None:
             flow = initial_flow.float()
         elif hypotheses is not None:
@@ -325,22 +321,11 @@ class RAFT(ModelMixin, ConfigMixin):
     ) -> FlowOutput:
         """From 1/4 to the full resolution, where the hypotheses have kept their detail."""
         full = hypotheses[:, : self.config.num_hypotheses].float()
-        # Along the edges of the image, by no learned weights: a convex upsampling needs more
-        # clips than the fusion has seen.
-        weighted = 4 * fused.others * fused.shares[:, -2:, None]
-        parts = torch.cat([fused.shares, weighted.flatten(1, 2)], dim=1)
-        shares, weighted = guided_upsample(parts, image1.float()).split([full.shape[1] + 2, 4], 1)
-        shares = shares.clamp(min=1e-6)
-        others = weighted.unflatten(1, (2, 2)) / shares[:, -2:, None]
-        # A mean of all the likely flows lies between them, where none is.
-        shares = (SHARPENING * shares.log()).softmax(dim=1)
+        flow, spread = blend_along_edges(fused.shares, fused.others, full, image1.float())
         correction, laplace = (
             F.interpolate(x, scale_factor=4, mode='bilinear', align_corners=False)
             for x in (4 * fused.correction, fused.laplace)
         )
-        candidates = torch.cat([full, others], dim=1)
-        flow = (shares[:, :, None] * candidates).sum(dim=1)
-        spread = (shares * length(candidates - flow[:, None], 2)).sum(dim=1, keepdim=True)
         flow = flow + correction
         median = median_along_edges(
             flow.detach(), spread.detach(), image1.float(), image2.float()

@@ -7,6 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from daflow_ros.models.cues import length
+
+#: Power of the shares at full resolution, after which they add up to 1 again.
+SHARPENING = 2.0
+
 
 def upsample2(flow: Tensor) -> Tensor:
     """Flow at twice the resolution and in its px."""
@@ -67,3 +72,34 @@ def guided_upsample(
             total = total + weight * F.interpolate(field[at], scale_factor=factor)
             weights = weights + weight
     return total / weights
+
+
+def blend_along_edges(
+    shares: Tensor, others: Tensor, hypotheses: Tensor, image: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Flow at full resolution, where the hypotheses have kept their detail.
+
+    Along the edges of the image, by no learned weights: a convex upsampling needs more clips than
+    the networks have seen. The shares are sharpened, for a mean of all the likely flows lies
+    between them, where none is.
+
+    Args:
+        shares: ``(B, K + N, h, w)`` of the hypotheses and of ``others``.
+        others: ``(B, N, 2, h, w)``, known at a quarter of the resolution only, in its px.
+        hypotheses: ``(B, K, 2, 4h, 4w)`` px; image: ``(B, 3, 4h, 4w)`` in [-1, 1].
+
+    Returns:
+        Flow ``(B, 2, 4h, 4w)`` px and ``(B, 1, 4h, 4w)``, the mean distance of what it was
+        blended from.
+    """
+    count, more = hypotheses.shape[1], others.shape[1]
+    weighted = 4 * others * shares[:, -more:, None]
+    parts = guided_upsample(torch.cat([shares, weighted.flatten(1, 2)], dim=1), image)
+    shares, weighted = parts.split([count + more, 2 * more], dim=1)
+    shares = shares.clamp(min=1e-6)
+    found = weighted.unflatten(1, (more, 2)) / shares[:, -more:, None]
+    shares = (SHARPENING * shares.log()).softmax(dim=1)
+    candidates = torch.cat([hypotheses, found], dim=1)
+    flow = (shares[:, :, None] * candidates).sum(dim=1)
+    spread = (shares * length(candidates - flow[:, None], 2)).sum(dim=1, keepdim=True)
+    return flow, spread

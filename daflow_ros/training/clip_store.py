@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from daflow_ros.degradation import random_degradation
-from daflow_ros.training.networks import clip_hypotheses
+from daflow_ros.training.flying import FlyingPairs
+from daflow_ros.training.networks import matched_clips
 from daflow_ros.training.scenes import SceneGenerator
 from daflow_ros.training.sprites import open_imagery
 from daflow_ros.training.tone import random_tone
@@ -26,8 +27,8 @@ from daflow_ros.training.tone import random_tone
 SHARD = 32
 #: Largest camera translation as a share of the side, of the quarters of a shard.
 REACHES = (0.02, 0.04, 0.07, 0.11)
-#: The same of flying clips, and the most cut-outs.
-FLYING = ((0.03, 8), (0.06, 12), (0.09, 16), (0.14, 12))
+#: Their names begin so: they are as sharp, and as badly exposed, as they should be.
+FLYING = 'flying_'
 
 
 @dataclass
@@ -92,15 +93,11 @@ def write_clips(
     frames: int = 2,
     seed: int = 1,
     device: str = 'cpu',
-    flying: bool = False,
 ) -> None:
     """Draw ``shards`` shards of clean clips into ``folder``; those that are there are kept.
 
     Several processes with seeds of their own may write into one folder. A run that was broken
     off begins its missing shards from the seed and the shard's number, so that nothing repeats.
-
-    Args:
-        flying: see :class:`SceneGenerator`; ``REACHES`` give way to ``FLYING``.
     """
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -108,11 +105,6 @@ def write_clips(
     scenes = [
         SceneGenerator(bank, size, frames, reach=reach, sprites=sprites) for reach in REACHES
     ]
-    if flying:
-        scenes = [
-            SceneGenerator(bank, size, frames, objects, reach, sprites=sprites, flying=True)
-            for reach, objects in FLYING
-        ]
     generator = torch.Generator(device=device)
     for number in tqdm(range(shards), unit='shard'):
         path = out / f'{seed:03d}_{number:05d}.npz'
@@ -128,6 +120,29 @@ def write_clips(
                 'frames': images.round().clamp(0, 255).to(torch.uint8).cpu().numpy(),
                 'flow': torch.cat([clip.flow[:, -1] for clip in clips]).half().cpu().numpy(),
                 'occluded': np.packbits(occluded, axis=-1),
+            },
+        )
+
+
+def write_flying_clips(
+    folder: str | Path, imagery: str | Path, shards: int, seed: int = 1
+) -> None:
+    """The same with pairs of :class:`FlyingPairs`."""
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    flying = FlyingPairs(imagery)
+    for number in tqdm(range(shards), unit='shard'):
+        path = out / f'{FLYING}{seed:03d}_{number:05d}.npz'
+        if path.exists():
+            continue
+        rng = np.random.default_rng([seed, number])
+        frames, flows, hidden = zip(*(flying(rng) for _ in range(SHARD)), strict=True)
+        write_shard(
+            path,
+            {
+                'frames': np.stack(frames).transpose(0, 1, 4, 2, 3),
+                'flow': np.stack(flows).transpose(0, 3, 1, 2).clip(-6e4, 6e4).astype(np.float16),
+                'occluded': np.packbits(np.stack(hidden)[:, None], axis=-1),
             },
         )
 
@@ -159,11 +174,13 @@ def degrade_clips(
         with np.load(paths[index], allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         generator.manual_seed(seed * 1_000_003 + index)
-        clean = random_tone(torch.from_numpy(arrays['frames']).float() / 255, generator)
-        bad = random_degradation(clean, generator)
-        bad = (bad * 255).round().clamp(0, 255)
-        arrays['frames'] = bad.to(torch.uint8).numpy()
-        arrays['hypotheses'] = clip_hypotheses(bad / 127.5 - 1).half().numpy()
+        clean = torch.from_numpy(arrays['frames']).float() / 255
+        if not path.name.startswith(FLYING):
+            clean = random_tone(clean, generator)
+        bad = 2 * random_degradation(clean, generator) - 1
+        shown, hypotheses = matched_clips(bad)
+        arrays['frames'] = ((shown + 1) * 127.5).round().to(torch.uint8).numpy()
+        arrays['hypotheses'] = hypotheses.clamp(-6e4, 6e4).half().numpy()
         write_shard(path, arrays)
 
 

@@ -22,7 +22,7 @@ from daflow_ros.training.losses import (
     selection_loss,
     sequence_loss,
 )
-from daflow_ros.training.networks import build_network, clip_hypotheses, predict, raft_of
+from daflow_ros.training.networks import build_network, matched_clips, predict, raft_of
 from daflow_ros.training.scenes import Clip, SceneGenerator
 from daflow_ros.training.sprites import open_imagery
 from daflow_ros.training.tone import random_tone
@@ -159,7 +159,9 @@ class FlowTrainer(ClipTrainer):
         if config.video is None:
             frames = random_tone(frames, self.generator)
         frames = 2 * degrade_batch(frames, config.degraded, self.generator) - 1
-        hypotheses = clip_hypotheses(frames) if self.fuses else None
+        hypotheses = None
+        if self.fuses:
+            frames, hypotheses = matched_clips(frames)
         sample = Sample(frames, clip.flow[:, -1], clip.occluded[:, -1], hypotheses)
         return flip(sample, self.generator)
 

@@ -79,20 +79,17 @@ def planar_motion(
 
 
 def layered(
-    batch: int, layers: int, size: int, reach: float, g: torch.Generator, affine: bool = False
+    batch: int, layers: int, size: int, reach: float, g: torch.Generator
 ) -> Layers:
     """A plane that fills the view of ``size`` px and moving cut-outs before it.
 
     Args:
         reach: largest translation of the camera as a share of ``size``; objects move as much
             again.
-        affine: nothing tilts.
     """
     s = size
     camera = planar_motion((batch, 1), s, reach, g)
     own = planar_motion((batch, layers), s, reach, g)
-    if affine:
-        camera[..., 2, :2] = own[..., 2, :2] = 0
     still = torch.rand((batch, layers), generator=g, device=g.device) < 0.25
     eye = torch.eye(3, device=g.device)
     own = torch.where(still[..., None, None], eye, own)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from daflow_ros.flow.hypotheses import dis_hypotheses
+from daflow_ros.flow.preparation import stretch_range, without_impulses
 from daflow_ros.models.daflow import DAFLOW_TINY, DAFlow
 from daflow_ros.models.raft import RAFT, RAFT_TINY, FlowOutput
 
@@ -112,13 +113,22 @@ def raft_of(network: RAFT | DAFlow) -> RAFT:
     return network.raft if isinstance(network, DAFlow) else network
 
 
-def clip_hypotheses(frames: Tensor) -> Tensor:
-    """Classical hypotheses of the last pairs, ``(B, K + M, 2, H, W)`` px.
+def matched_clips(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Clips as an estimator prepares and matches them, on the CPU.
 
     Args:
-        frames: ``(B, F, 3, H, W)`` in [-1, 1]; matched on the CPU.
+        frames: ``(B, F, 3, H, W)`` in [-1, 1].
+
+    Returns:
+        The same, as the network is shown them, and classical hypotheses of the last pairs,
+        ``(B, K + M, 2, H, W)`` px.
     """
-    levels = (127.5 * (frames[:, -2:] + 1)).round().clamp(0, 255).to(torch.uint8)
-    pairs = levels.permute(0, 1, 3, 4, 2).contiguous().cpu().numpy()
-    flows = torch.from_numpy(np.stack([dis_hypotheses(*pair) for pair in pairs]))
-    return flows.permute(0, 1, 4, 2, 3).to(frames.device)
+    levels = (127.5 * (frames + 1)).round().clamp(0, 255).to(torch.uint8)
+    shown, flows = [], []
+    for clip in levels.permute(0, 1, 3, 4, 2).contiguous().cpu().numpy():
+        mended = [without_impulses(frame) for frame in clip]
+        flows.append(dis_hypotheses(*mended[-2:]))
+        shown.append(np.stack(stretch_range(mended)))
+    images = torch.from_numpy(np.stack(shown)).permute(0, 1, 4, 2, 3).to(frames.device)
+    hypotheses = torch.from_numpy(np.stack(flows)).permute(0, 1, 4, 2, 3).to(frames.device)
+    return images / 127.5 - 1, hypotheses

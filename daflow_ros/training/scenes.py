@@ -67,8 +67,6 @@ class SceneGenerator:
         reach: largest camera translation as a share of ``size`` (objects move as much again).
         driving: share of driving scenes.
         sprites: cut-outs with outlines of their own, six of ten; None: drawn shapes only.
-        flying: affine motions only, few bent surfaces and nobody driving, as in FlyingChairs
-            (Dosovitskiy et al., ICCV 2015, section 4).
     """
 
     def __init__(
@@ -80,16 +78,14 @@ class SceneGenerator:
         reach: float = 0.25,
         driving: float = 0.35,
         sprites: SpriteBank | None = None,
-        flying: bool = False,
     ) -> None:
         self.textures = textures
         self.size = size
         self.frames = frames
         self.objects = objects
         self.reach = reach
-        self.driving = 0.0 if flying else driving
+        self.driving = driving
         self.sprites = sprites
-        self.flying = flying
 
     def __call__(self, batch: int, generator: torch.Generator) -> Clip:
         """A batch of clips, random by ``generator`` (whose device is used)."""
@@ -99,7 +95,7 @@ class SceneGenerator:
         drive = torch.rand((batch,), generator=g, device=device) < self.driving
         d4 = drive[:, None, None, None]
         flat, deep = (
-            layered(batch, layers, s, self.reach, g, self.flying),
+            layered(batch, layers, s, self.reach, g),
             driving(batch, layers, s, g),
         )
         step = torch.where(d4, deep.step, flat.step)
@@ -196,8 +192,7 @@ class SceneGenerator:
         amount = heavy_tailed((batch, 1, 1, 1), 0.1, 0.025 * s, g)
         which = torch.randint(0, layers, (batch, 1), generator=g, device=g.device)
         bent = torch.arange(layers, device=g.device)[None] == which
-        chance = 0.1 if self.flying else 0.7
-        bent &= torch.rand((batch, 1), generator=g, device=g.device) < chance
+        bent &= torch.rand((batch, 1), generator=g, device=g.device) < 0.7
         return amount * field, bent
 
     def _flow(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from daflow_ros.training.textures import TextureBank, smooth_noise, uniform
 
 
-def _filled(image: np.ndarray) -> np.ndarray:
+def filled(image: np.ndarray) -> np.ndarray:
     """RGB of a BGRA picture, with the colours of the object carried on under what is clear."""
     alpha = image[..., 3:].astype(np.float32) / 255
     colour = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB).astype(np.float32)
@@ -53,7 +53,7 @@ class SpriteBank:
                 continue
             if image.dtype != np.uint8:
                 image = (image // 256).astype(np.uint8)
-            rgba = np.concatenate([_filled(image), image[..., 3:]], axis=2)
+            rgba = np.concatenate([filled(image), image[..., 3:]], axis=2)
             scale = (size - 4) / max(image.shape[:2])
             width, height = (max(4, round(n * scale)) for n in (image.shape[1], image.shape[0]))
             how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
