@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from daflow_ros import __version__
+from daflow_ros.allocator import keep_freed_memory
 
 #: Verb and its one line; the module is imported only when the verb is asked for.
 COMMANDS = {
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     args = parser.parse_args(arguments)
+    keep_freed_memory()
     try:
         return int(args.run(args))
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from daflow_ros import load_estimator
-from daflow_ros.flow.preparation import stretch_range, without_impulses
+from daflow_ros.flow.preparation import detail_agreement, stretch_range, without_impulses
 
 
 def picture(height=96, width=128, seed=0):
@@ -15,6 +15,11 @@ def picture(height=96, width=128, seed=0):
     return cv2.normalize(
         cv2.GaussianBlur(noise, (0, 0), 3), None, 30, 220, cv2.NORM_MINMAX
     ).astype(np.uint8)
+
+
+def still(image):
+    """No motion, as the only flow."""
+    return np.zeros((1, *image.shape[:2], 2), np.float32)
 
 
 def spoiled(image, share, seed=1):
@@ -49,7 +54,7 @@ def test_lines_and_noise_are_no_impulses():
 def test_a_narrow_range_becomes_wide_the_same_in_all_frames():
     image = picture()
     pale = np.uint8(120 + 0.5 * image)
-    first, second = stretch_range([pale, np.uint8(pale - 5)])
+    first, second = stretch_range([pale, np.uint8(pale - 5)], still(pale))
     assert first.min() < 20 and first.max() > 235
     # One table for both: what differed by 5 differs by 5 times the gain, of 2 to 4.
     assert 10 <= np.median(first.astype(int) - second) <= 20
@@ -57,21 +62,39 @@ def test_a_narrow_range_becomes_wide_the_same_in_all_frames():
 
 def test_gain_is_limited_and_a_full_range_left_alone():
     plain = np.full((32, 32, 3), 90, np.uint8)
-    plain[::2] = 92
-    (out,) = stretch_range([plain])
+    plain[::8] = plain[1::8] = 92
+    out, _ = stretch_range([plain, plain], still(plain))
     assert out.max() - int(out.min()) == 8  # four times as far, about the middle
     assert 110 < out.mean() < 145
     full = picture()
     full[0, 0], full[0, 1] = 0, 255
     full[:8, :64], full[8:16, :64] = 0, 255
-    assert stretch_range([full])[0] is full
+    assert stretch_range([full, full], still(full))[0] is full
+
+
+def test_detail_that_does_not_come_again_is_not_raised():
+    big = np.uint8(100 + 0.3 * picture(140, 180))
+    pair = [np.ascontiguousarray(big[y : y + 128, x : x + 160]) for y, x in ((6, 9), (2, 3))]
+    right = np.full((1, 128, 160, 2), (6, 4), np.float32)
+    wrong = np.full((1, 128, 160, 2), (-9, 1), np.float32)
+    assert detail_agreement(*pair, right) > 0.9 > 0.5 > detail_agreement(*pair, wrong)
+    both = np.concatenate([wrong, right])
+    assert detail_agreement(*pair, both) == detail_agreement(*pair, right)
+    assert stretch_range(pair, both)[0].std() > 2 * pair[0].std()
+    random = np.random.default_rng(0)
+    noisy = [
+        np.clip(frame + random.normal(0, 12, frame.shape), 0, 255).astype(np.uint8)
+        for frame in pair
+    ]
+    assert stretch_range(noisy, both)[0] is noisy[0]
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 50), (2, 2), (3, 1)])
 def test_the_smallest_images(size):
     image = np.full((*size, 3), 7, np.uint8)
     assert (without_impulses(image) == image).all()
-    assert stretch_range([without_impulses(image)])[0].shape == image.shape
+    mended = without_impulses(image)
+    assert stretch_range([mended, mended], still(image))[1].shape == image.shape
 
 
 def test_flow_sees_through_impulses():

@@ -19,7 +19,7 @@ from daflow_ros.estimators.estimate import (
     check_pair,
 )
 from daflow_ros.flow.consistency import forward_backward_mask
-from daflow_ros.flow.hypotheses import dis_hypotheses
+from daflow_ros.flow.hypotheses import HYPOTHESES, dis_hypotheses
 from daflow_ros.flow.padding import InputPadder
 from daflow_ros.flow.preparation import stretch_range, without_impulses
 from daflow_ros.flow.variational import refine_variationally
@@ -166,12 +166,11 @@ class NetworkEstimator:
         frames = torch.from_numpy(np.stack(clip)).to(self._device).permute(0, 3, 1, 2).float()
         return (2 * frames / 255 - 1)[None]
 
-    def _match(self, image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> Tensor | None:
-        """Classical hypotheses ``(K + M, 2, H, W)`` px, where the network fuses some."""
-        if not self._hypotheses:
+    def _hypothesis_tensor(self, flows: NDArray[np.float32] | None) -> Tensor | None:
+        """``(K + M, 2, H, W)`` px."""
+        if flows is None:
             return None
-        flows = torch.from_numpy(dis_hypotheses(image1, image2))
-        return flows.permute(0, 3, 1, 2).to(self._device)
+        return torch.from_numpy(flows).permute(0, 3, 1, 2).to(self._device)
 
     def _level(
         self, frames: Tensor, iterations: int, start: Tensor | None, others: Tensor | None
@@ -254,23 +253,27 @@ class NetworkEstimator:
         if not 1 <= count <= 64:
             raise EstimatorError(f'iterations must be 1 to 64, got {count}')
         clip = shown = self._clip_of(image1, image2)
+        matched = None
         if self._hypotheses:
-            # Matched as dark or pale as they are: stretched, snow misleads DIS.
             clip = [without_impulses(frame) for frame in clip]
-            shown = stretch_range(clip)
+            # Matched as dark or pale as they are: stretched, snow misleads DIS.
+            matched = dis_hypotheses(clip[-2], clip[-1])
+            shown = stretch_range(clip, matched[: len(HYPOTHESES)])
         frames = self._tensor(shown)
         start = None
         if initial_flow is not None:
             start = torch.from_numpy(np.ascontiguousarray(initial_flow, dtype=np.float32))
             start = start.to(self._device).permute(2, 0, 1)[None]
-        output = self._pyramid_run(frames, count, start, self._match(clip[-2], clip[-1]))
+        output = self._pyramid_run(frames, count, start, self._hypothesis_tensor(matched))
         flow = self._finish(output, shown[-2], shown[-1])
         confidence = None
         if output.laplace is not None:
             confidence = laplace_confidence(output.laplace)[0].clamp(0, 1).cpu().numpy()
         if self._consistency:
+            if self._hypotheses:
+                matched = dis_hypotheses(clip[-1], clip[-2])
             backward = self._pyramid_run(
-                frames[:, -2:].flip(1), count, None, self._match(clip[-1], clip[-2])
+                frames[:, -2:].flip(1), count, None, self._hypothesis_tensor(matched)
             )
             agree = forward_backward_mask(flow, self._finish(backward, shown[-1], shown[-2]))
             confidence = agree * (np.float32(1) if confidence is None else confidence)

@@ -3,7 +3,7 @@
 
 Single pixels that have gone wrong are replaced (a switching median filter, Sun and Neuvo 1994).
 For what compares grey values and counts small differences as noise, a narrow range of
-brightness, as fog and darkness leave it, is stretched.
+brightness, as fog leaves it, is stretched where it shows the same again in the next picture.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ DARK, BRIGHT = 0.5, 99.5
 #: Noise and steps of 8 bits are stretched, too: no further than so many times, and not at all
 #: below.
 MOST, LEAST = 4.0, 1.1
+#: Least `detail_agreement` for that.
+AGREEMENT = 0.7
 
 
 def without_impulses(image: Image) -> Image:
@@ -47,12 +49,49 @@ def without_impulses(image: Image) -> Image:
     return np.where(impulse, median, image)
 
 
-def stretch_range(images: Sequence[Image]) -> list[Image]:
-    """The same gain and offset for all ``images``, so that together they span 8 bits."""
+def detail_agreement(image1: Image, image2: Image, flows: NDArray[np.float32]) -> float:
+    """Correlation of the fine detail of two images along that of several flows where it is most.
+
+    Clear, hazy or dark pairs come to 0.8 and more, for what they show is what is there; noise,
+    streaks and flakes, which the next picture does not show again, to less.
+
+    Args:
+        image1, image2: uint8 ``(H, W, 3)``.
+        flows: float32 ``(N, H, W, 2)`` px.
+    """
+    height, width = (max(1, side // 2) for side in image1.shape[:2])
+    first, second = (
+        cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        .astype(np.float32)
+        .mean(axis=-1)
+        for image in (image1, image2)
+    )
+    here = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
+    detail = first - cv2.blur(first, (5, 5))
+    best = 0.0
+    for flow in flows:
+        there = (here + flow[: 2 * height : 2, : 2 * width : 2] / 2).astype(np.float32)
+        x, y = there[..., 0], there[..., 1]
+        warped = cv2.remap(second, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        other = warped - cv2.blur(warped, (5, 5))
+        size = float(np.sqrt((detail**2).mean() * (other**2).mean()))
+        best = max(best, float((detail * other).mean()) / (size + 1e-6))
+    return best
+
+
+def stretch_range(images: Sequence[Image], flows: NDArray[np.float32]) -> list[Image]:
+    """The same gain and offset for all ``images``, so that together they span 8 bits.
+
+    As they are where their detail does not agree: rain, flakes and noise would be raised, too.
+
+    Args:
+        images: uint8 ``(H, W, 3)``, two or more.
+        flows: ``(N, H, W, 2)`` px, of the last two, any of which may be right.
+    """
     grey = np.concatenate([image[::4, ::4].mean(axis=-1).ravel() for image in images])
     dark, bright = np.percentile(grey, [DARK, BRIGHT])
     gain = min(MOST, 255 / max(bright - dark, 1.0))
-    if gain <= LEAST:
+    if gain <= LEAST or detail_agreement(images[-2], images[-1], flows) < AGREEMENT:
         return list(images)
     # What a limited gain leaves of the range stays in equal parts below and above.
     rest = max(0.0, 255 - gain * (bright - dark)) / 2
