@@ -53,6 +53,9 @@ HYPOTHESES: tuple[Preparation, ...] = (
     Preparation(4, 15, True, 40.0, 10),
     Preparation(4, 15, True, 240.0, 30),
 )
+#: px, standard deviation of a Gaussian on images that are not opened: against noise and blocks;
+#: more would make rain streaks broad.
+SMOOTHING = 1.0
 #: The flow back is found under these, for forward-backward checks.
 BACKWARD: tuple[Preparation, ...] = (HYPOTHESES[4], HYPOTHESES[6])
 #: Motion layers are taken from these: the most exact, and one that rain and flakes leave alone.
@@ -91,6 +94,8 @@ def _prepare(grey: NDArray[np.uint8], factor: int, opening: int, even: bool) -> 
     if opening:
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (opening, opening))
         prepared = cv2.morphologyEx(prepared, cv2.MORPH_OPEN, kernel)
+    else:
+        prepared = cv2.GaussianBlur(prepared, (0, 0), SMOOTHING)
     factor = max(1, min(factor, min(height, width) // SMALLEST))
     if factor > 1:
         size = (round(width / factor), round(height / factor))
