@@ -72,6 +72,25 @@ def test_opening_sees_through_falling_snow():
     assert errors[3] < 0.5 * errors[4]  # the same preparation without the opening
 
 
+def test_smoothing_survives_noise(monkeypatch):
+    random = np.random.default_rng(2)
+    noisy = [
+        np.clip(image + random.normal(0, 40, image.shape), 0, 255).astype(np.uint8)
+        for image in moved()
+    ]
+
+    def error():
+        flows = dis_hypotheses(*noisy)[:, 30:-30, 30:-30]
+        return np.linalg.norm(flows - [6, -3], axis=-1).mean(axis=(1, 2))
+
+    smoothed = error()
+    monkeypatch.setattr('daflow_ros.flow.hypotheses.SMOOTHING', 0.01)
+    plain = error()
+    assert smoothed[0] < 0.8 * plain[0]
+    opened = [i for i, how in enumerate(HYPOTHESES) if how.opening]
+    assert np.array_equal(smoothed[opened], plain[opened])
+
+
 def test_even_contrast_undoes_a_veil():
     image = cv2.cvtColor(moved()[0], cv2.COLOR_RGB2GRAY)
     veiled = (0.25 * image + 140).astype(np.uint8)

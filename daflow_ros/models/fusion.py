@@ -135,8 +135,7 @@ class FlowFusion(nn.Module):
 
         """
         state = double(self.enter(context))
-        # The choice learns from the blend alone.
-        chosen = (log_shares.exp()[:, :, None] * candidates).sum(dim=1).detach()
+        chosen = (log_shares.exp()[:, :, None] * candidates).sum(dim=1)
         seen = first
         # Directions alone are compared: contrast is what bad weather takes away.
         first, second = (
@@ -162,7 +161,7 @@ class FlowFusion(nn.Module):
                         own_agreement,
                         agreed,
                         away,
-                        log_shares.detach().clamp(min=-8) / 4,
+                        log_shares.clamp(min=-8) / 4,
                         forward_backward_error(flow, backward),
                         check,
                     ],

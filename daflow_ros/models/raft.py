@@ -253,8 +253,9 @@ class RAFT(ModelMixin, ConfigMixin):
         grid = coords_grid(b, h, w, net.device)
         if self.fusion is not None and hypotheses is not None:
             backward, choice = self._judge(features, hypotheses)
-            log_shares, candidates = choice.log_shares, choice.candidates
-            chosen = (log_shares.exp()[:, :, None] * candidates).sum(dim=1).detach()
+            # The choice learns from its own loss alone.
+            log_shares, candidates = choice.log_shares.detach(), choice.candidates.detach()
+            chosen = (log_shares.exp()[:, :, None] * candidates).sum(dim=1)
         if initial_flow is not None:
             flow = initial_flow.float()
         elif hypotheses is not None:

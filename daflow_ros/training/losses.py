@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from daflow_ros.models.correlation import coords_grid
-from daflow_ros.models.cues import length
 from daflow_ros.models.raft import FlowOutput, laplace_scales
 
 
@@ -107,7 +106,7 @@ def selection_loss(selections: list[tuple[Tensor, Tensor]], flow: Tensor, valid:
     low = F.avg_pool2d(flow * valid, 4) / share.clamp(min=1e-3)
     loss = flow.new_zeros(())
     for log_weights, candidates in selections:
-        error = length(4 * candidates.float() - low[:, None], 2)
+        error = (4 * candidates.detach().float() - low[:, None]).norm(dim=2)
         least = error.min(dim=1, keepdim=True).values
         target = (-(error - least) / (0.04 + 0.15 * least)).softmax(dim=1)
         worth = ((error.max(dim=1).values - least[:, 0]) / 3).clamp(max=1) * (share[:, 0] > 0.5)
@@ -133,9 +132,9 @@ def choice_loss(
     low = F.avg_pool2d(flow * valid, 4) / part.clamp(min=1e-3) / 4
     seen = part[:, 0] > 0.5
     share = log_shares.exp()
-    each = 4 * length(candidates - low[:, None], 2) * seen[:, None]
+    each = 4 * (candidates - low[:, None]).norm(dim=2) * seen[:, None]
     expected = (share * each).sum(dim=1).mean(dim=(1, 2))
-    propagated = (4 * (candidates[:, -1] - low).norm(dim=1) * seen).mean(dim=(1, 2))
+    propagated = each[:, -1].mean(dim=(1, 2))
     blend = (share[:, :, None] * candidates).sum(dim=1) - low
     blend = (4 * blend.norm(dim=1) * seen).mean(dim=(1, 2))
     counts = 1 / (1 + blend.detach())
