@@ -10,10 +10,13 @@ from daflow_ros import load_estimator
 from daflow_ros.flow.dominant_motion import dominant_motion
 from daflow_ros.flow.hypotheses import (
     BACKWARD,
+    BLOCKY,
     HYPOTHESES,
+    NOISY,
     NUM_HYPOTHESES,
     dis_hypotheses,
     even_contrast,
+    noise_level,
 )
 from daflow_ros.flow.motion_layers import motion_layers
 from daflow_ros.models.agreement import GROUPS, MATCH_DIM, MatchingFeatures, agreement
@@ -87,6 +90,11 @@ def test_smoothing_survives_noise(monkeypatch):
     monkeypatch.setattr('daflow_ros.flow.hypotheses.SMOOTHING', 0.01)
     plain = error()
     assert smoothed[0] < 0.8 * plain[0]
+    # Between clear and noisy, and in a veil of streaks, nothing is smoothed.
+    assert noise_level(cv2.cvtColor(noisy[0], cv2.COLOR_RGB2GRAY)) > NOISY
+    clear = moved()[0]
+    grain = np.clip(clear + random.normal(0, 3, clear.shape), 0, 255).astype(np.uint8)
+    assert BLOCKY < noise_level(cv2.cvtColor(grain, cv2.COLOR_RGB2GRAY)) < NOISY
     opened = [i for i, how in enumerate(HYPOTHESES) if how.opening]
     assert np.array_equal(smoothed[opened], plain[opened])
 
