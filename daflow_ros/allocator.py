@@ -8,6 +8,7 @@ fifth of an estimate's time. The process holds its peak of memory instead (mallo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 
 #: mallopt(3): free memory at the heap's top is given back from so many bytes on; blocks from so
@@ -23,3 +24,9 @@ def keep_freed_memory() -> bool:
         return False
     kept: int = mallopt(_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_MMAP_THRESHOLD, 2**30)
     return bool(kept)
+
+
+def give_back_freed_memory() -> None:
+    """Once, all that is free by now, so that what follows can be measured."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

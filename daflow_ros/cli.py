@@ -28,6 +28,9 @@ COMMANDS = {
     'train': 'train a stage: restoration or flow',
 }
 
+#: Verbs whose process runs one network over and over.
+LONG_RUNNING = ('node', 'benchmark', 'train')
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``daflow``; returns the exit status.
@@ -49,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     args = parser.parse_args(arguments)
-    keep_freed_memory()
+    if args.verb in LONG_RUNNING:
+        keep_freed_memory()
     try:
         return int(args.run(args))
     except KeyboardInterrupt:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import TracebackType
 
+from daflow_ros.allocator import give_back_freed_memory
+
 _STATUS = Path('/proc/self/status')
 _RESET = Path('/proc/self/clear_refs')
 
@@ -39,6 +41,7 @@ class PeakMemory:
 
             torch.cuda.reset_peak_memory_stats(self.device)
             return self
+        give_back_freed_memory()
         try:
             _RESET.write_text('5')
         except OSError:
