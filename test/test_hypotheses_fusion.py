@@ -99,6 +99,17 @@ def test_smoothing_survives_noise(monkeypatch):
     assert np.array_equal(smoothed[opened], plain[opened])
 
 
+@pytest.mark.parametrize('sigma', [2, 8, 30])
+def test_the_level_of_noise_is_found_beside_a_ramp_and_a_few_streaks(sigma):
+    random = np.random.default_rng(4)
+    grey = np.tile(np.linspace(90, 160, 200), (160, 1)) + random.normal(0, sigma, (160, 200))
+    grey[20:60, ::25] += 60
+    found = noise_level(np.clip(grey, 0, 255).round().astype(np.uint8))
+    # Rounding to 8 bits is noise of 0.3.
+    assert 0.9 * sigma < found < 1.2 * sigma
+    assert noise_level(np.uint8(np.tile(np.arange(200), (160, 1)))) == 0
+
+
 def test_even_contrast_undoes_a_veil():
     image = cv2.cvtColor(moved()[0], cv2.COLOR_RGB2GRAY)
     veiled = (0.25 * image + 140).astype(np.uint8)
