@@ -88,7 +88,7 @@ def test_shards_are_the_same_again_and_can_be_degraded(imagery, tmp_path):
     (path,) = clean.iterdir()
     with np.load(path) as file:
         arrays = {name: file[name][:2] for name in file.files}
-    assert arrays['frames'].shape == (2, 2, 3, 384, 512)
+    assert arrays['frames'].shape == (2, 2, 3, 384, 512) and arrays['toned'].all()
     # Two clips are enough to match.
     with path.open('wb') as file:
         np.savez(file, **arrays)

@@ -16,9 +16,9 @@ from daflow_ros.flow.hypotheses import (
     NUM_HYPOTHESES,
     dis_hypotheses,
     even_contrast,
-    noise_level,
 )
 from daflow_ros.flow.motion_layers import motion_layers
+from daflow_ros.flow.preparation import noise_level
 from daflow_ros.models.agreement import GROUPS, MATCH_DIM, MatchingFeatures, agreement
 from daflow_ros.models.cues import (
     box,

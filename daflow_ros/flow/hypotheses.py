@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from daflow_ros.flow.coarse_matching import large_motion
 from daflow_ros.flow.dominant_motion import dominant_motion
 from daflow_ros.flow.motion_layers import motion_layers
+from daflow_ros.flow.preparation import noise_level
 
 
 class Preparation(NamedTuple):
@@ -55,7 +56,8 @@ HYPOTHESES: tuple[Preparation, ...] = (
 )
 #: px, standard deviation of a Gaussian on images that are not opened, against noise of at least
 #: so many grey values, and against the blocks of codecs and large pixels, which leave less than
-#: so many; rain and flakes, which lie between, it would only make broad.
+#: so many (blur does, too, and loses little); rain and flakes, which lie between, it would only
+#: make broad.
 SMOOTHING, NOISY, BLOCKY = 1.0, 5.0, 0.3
 #: The flow back is found under these, for forward-backward checks.
 BACKWARD: tuple[Preparation, ...] = (HYPOTHESES[4], HYPOTHESES[6])
@@ -87,17 +89,6 @@ def even_contrast(grey: NDArray[np.uint8], sigma: float = 12.0) -> NDArray[np.ui
     x -= cv2.GaussianBlur(x, (0, 0), sigma)
     deviation = np.sqrt(cv2.GaussianBlur(x * x, (0, 0), sigma)) + 4
     return np.asarray(np.clip(128 + 48 * x / deviation, 0, 255), dtype=np.uint8)
-
-
-def noise_level(grey: NDArray[np.uint8]) -> float:
-    """Standard deviation of the noise, grey values (Immerkaer 1996, by median).
-
-    By what a kernel finds that is blind to planes and straight edges; few streaks or flakes do
-    not count.
-    """
-    side = np.array([1, -2, 1], np.float32)
-    found = cv2.sepFilter2D(grey, cv2.CV_32F, side, side)
-    return 1.4826 * float(np.median(np.abs(found))) / 6
 
 
 def _prepare(

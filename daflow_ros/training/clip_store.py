@@ -2,8 +2,9 @@
 """Generated clips on disk, so that idle cores can draw and match them ahead of the training.
 
 A shard is an uncompressed ``.npz`` of `SHARD` clips. Clean: ``frames`` uint8 (N, F, 3, H, W);
-``flow`` float16 (N, 2, H, W) px of the last pair; ``occluded`` its packed mask. Degraded: the
-same, with ``hypotheses`` float16 (N, K + M, 2, H, W) px of the degraded last pair.
+``flow`` float16 (N, 2, H, W) px of the last pair; ``occluded`` its packed mask; ``toned`` (N,)
+where clips are as sharp, and as badly exposed, as they should be. Degraded: the same, with
+``hypotheses`` float16 (N, K + M, 2, H, W) px of the degraded last pair.
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ from daflow_ros.training.tone import random_tone
 SHARD = 32
 #: Largest camera translation as a share of the side, of the quarters of a shard.
 REACHES = (0.02, 0.04, 0.07, 0.11)
-#: Their names begin so: they are as sharp, and as badly exposed, as they should be.
-FLYING = 'flying_'
 
 
 @dataclass
@@ -127,12 +126,12 @@ def write_clips(
 def write_flying_clips(
     folder: str | Path, imagery: str | Path, shards: int, seed: int = 1
 ) -> None:
-    """The same with pairs of :class:`FlyingPairs`."""
+    """Shards of :class:`FlyingPairs`, otherwise as :func:`write_clips`."""
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     flying = FlyingPairs(imagery)
     for number in tqdm(range(shards), unit='shard'):
-        path = out / f'{FLYING}{seed:03d}_{number:05d}.npz'
+        path = out / f'flying_{seed:03d}_{number:05d}.npz'
         if path.exists():
             continue
         rng = np.random.default_rng([seed, number])
@@ -143,6 +142,7 @@ def write_flying_clips(
                 'frames': np.stack(frames).transpose(0, 1, 4, 2, 3),
                 'flow': np.stack(flows).transpose(0, 3, 1, 2).clip(-6e4, 6e4).astype(np.float16),
                 'occluded': np.packbits(np.stack(hidden)[:, None], axis=-1),
+                'toned': np.ones(SHARD, bool),
             },
         )
 
@@ -175,7 +175,7 @@ def degrade_clips(
             arrays = {name: file[name] for name in file.files}
         generator.manual_seed(seed * 1_000_003 + index)
         clean = torch.from_numpy(arrays['frames']).float() / 255
-        if not path.name.startswith(FLYING):
+        if not arrays.pop('toned', np.zeros(1, bool)).all():
             clean = random_tone(clean, generator)
         bad = 2 * random_degradation(clean, generator) - 1
         shown, hypotheses = matched_clips(bad)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flying cut-outs: photographs with things that move before them, as sharp as pictures are.
+"""Flying cut-outs: photographs with things that move before them, nearly as sharp as pictures are.
 
 After FlyingChairs (Dosovitskiy et al., ICCV 2015, section 4), with free photographs and sprites:
 every layer moves by one homography, which is nearly affine in most pairs, and the flow is exact.
