@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from daflow_ros import load_estimator
-from daflow_ros.flow.preparation import detail_agreement, stretch_range, without_impulses
+from daflow_ros.flow.preparation import (
+    detail_agreement,
+    open_by_reconstruction,
+    stretch_range,
+    without_impulses,
+)
 
 
 def picture(height=96, width=128, seed=0):
@@ -107,3 +112,33 @@ def test_flow_sees_through_impulses():
     flow = load_estimator('raft_tiny', 'cpu').estimate(*noisy).flow
     # 0.5 px with the impulses.
     assert np.linalg.norm(flow - [5, 3], axis=-1)[inside].mean() < 0.1
+
+
+def test_reconstruction_keeps_at_every_level_what_hangs_together_with_what_the_opening_left():
+    # Vincent 1993: of the parts brighter than a level, those that the opening left something of.
+    grey = picture(60, 90, seed=5)[..., 0] // 8
+    above = cv2.morphologyEx(grey, cv2.MORPH_OPEN, np.ones((1, 5), np.uint8))
+    ball = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (15, 15))
+    left = cv2.morphologyEx(above, cv2.MORPH_OPEN, ball)
+    expected = np.zeros_like(grey)
+    for level in range(1, 32):
+        _, parts = cv2.connectedComponents(np.uint8(above >= level), connectivity=8)
+        kept = np.unique(parts[(left >= level) & (above >= level)])
+        expected[np.isin(parts, kept) & (above >= level)] = level
+    assert (expected > left).mean() > 0.1  # something had been lost
+    assert np.array_equal(open_by_reconstruction(grey, 15), expected)
+
+
+def test_reconstruction_takes_flakes_and_streaks_and_leaves_the_shape_of_the_rest():
+    scene = np.full((120, 160), 60, np.uint8)
+    cv2.fillPoly(scene, [np.array([[20, 20], [80, 20], [20, 80]])], 150)  # sharp corners
+    weather = scene.copy()
+    cv2.circle(weather, (110, 90), 6, 230, -1)
+    weather[10:70, 40:43] = 220  # falls across the triangle
+    kept = open_by_reconstruction(scene, 19)
+    # All but a few px where the streak leaves the slanting side.
+    assert (weather != scene).sum() > 250
+    assert (open_by_reconstruction(weather, 19) != kept).sum() < 10
+    ball = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (19, 19))
+    rounded = cv2.morphologyEx(scene, cv2.MORPH_OPEN, ball)
+    assert (kept != scene).sum() < 0.2 * (rounded != scene).sum()

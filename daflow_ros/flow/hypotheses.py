@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from daflow_ros.flow.coarse_matching import large_motion
 from daflow_ros.flow.dominant_motion import dominant_motion
 from daflow_ros.flow.motion_layers import motion_layers
-from daflow_ros.flow.preparation import noise_level
+from daflow_ros.flow.preparation import noise_level, open_by_reconstruction
 
 
 class Preparation(NamedTuple):
@@ -28,8 +28,8 @@ class Preparation(NamedTuple):
 
     Attributes:
         factor: by which the images are shrunk.
-        opening: side in px of a grey-value opening before that (0: none). What is brighter than
-            all about it and smaller, a streak or a flake, is gone.
+        opening: side in px of an opening by reconstruction before that (0: none). What is
+            brighter than all about it and smaller, a streak or a flake, is gone.
         even: whether their local contrast is evened out first.
         alpha: weight of smoothness in DIS's variational refinement (its presets: 20).
         iterations: of that refinement (its medium preset: 5).
@@ -48,11 +48,11 @@ class Preparation(NamedTuple):
 HYPOTHESES: tuple[Preparation, ...] = (
     Preparation(1, 0, False, 120.0, 10),
     Preparation(2, 0, False, 20.0, 5),
-    Preparation(2, 9, False, 30.0, 5),
-    Preparation(2, 9, True, 240.0, 15),
+    Preparation(2, 19, False, 30.0, 5),
+    Preparation(2, 19, True, 240.0, 15),
     Preparation(2, 0, True, 240.0, 15),
-    Preparation(4, 15, True, 40.0, 10),
-    Preparation(4, 15, True, 240.0, 30),
+    Preparation(4, 31, True, 40.0, 10),
+    Preparation(4, 31, True, 240.0, 30),
 )
 #: px, standard deviation of a Gaussian on images that are not opened, against noise of at least
 #: so many grey values, and against the blocks of codecs and large pixels, which leave less than
@@ -97,8 +97,7 @@ def _prepare(
     height, width = grey.shape
     prepared: Any = grey
     if opening:
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (opening, opening))
-        prepared = cv2.morphologyEx(prepared, cv2.MORPH_OPEN, kernel)
+        prepared = open_by_reconstruction(prepared, opening)
     elif smooth:
         prepared = cv2.GaussianBlur(prepared, (0, 0), SMOOTHING)
     factor = max(1, min(factor, min(height, width) // SMALLEST))
