@@ -75,6 +75,28 @@ def test_opening_sees_through_falling_snow():
     assert errors[3] < 0.5 * errors[4]  # the same preparation without the opening
 
 
+def test_larger_flakes_are_taken_where_they_fall_and_nothing_changes_where_none_do(monkeypatch):
+    random = np.random.default_rng(3)
+    clear = [  # with as little grain as cameras have
+        np.clip(image + random.normal(0, 1.5, image.shape), 0, 255).astype(np.uint8)
+        for image in moved(dx=4, dy=1)
+    ]
+    falling = [np.uint8(0.6 * image + 50) for image in clear]
+    for y, x in np.random.default_rng(1).integers(3, 140, (60, 2)):
+        cv2.circle(falling[0], (int(x), int(y)), 6, (230, 230, 230), -1)
+        cv2.circle(falling[1], (int(x) - 5, int(y) + 11), 6, (230, 230, 230), -1)
+    flows = dis_hypotheses(*falling)
+    same = dis_hypotheses(*clear)
+    monkeypatch.setattr('daflow_ros.flow.hypotheses.AGREEMENT', -2.0)
+    opened = [i for i, how in enumerate(HYPOTHESES) if how.opening]
+    mine, plain = (
+        np.abs(each[:, 30:-30, 30:-30] - [4, 1]).sum(axis=-1).mean(axis=(1, 2))
+        for each in (flows, dis_hypotheses(*falling))
+    )
+    assert (mine[opened] < 0.3 * plain[opened]).all()
+    assert np.array_equal(same, dis_hypotheses(*clear))
+
+
 def test_smoothing_survives_noise(monkeypatch):
     random = np.random.default_rng(2)
     noisy = [
