@@ -62,8 +62,9 @@ HYPOTHESES: tuple[Preparation, ...] = (
 #: px, standard deviation of a Gaussian on images that are not opened, against noise of at least
 #: so many grey values, and against the blocks of codecs and large pixels, which leave less than
 #: so many (blur does, too, and loses little); rain and flakes, which lie between, it would only
-#: make broad. Neither noisy nor blocky, and yet what one picture shows not found again in the
-#: other (`AGREEMENT`): something falls, and openings are twice as large, by reconstruction.
+#: make broad. Where it is neither, and yet what one picture shows is not found again in the
+#: other (`AGREEMENT`), something falls (or heavy blur hides it), and openings are twice as large,
+#: by reconstruction.
 SMOOTHING, NOISY, BLOCKY = 1.0, 5.0, 0.3
 #: The flow back is found under these, for forward-backward checks.
 BACKWARD: tuple[Preparation, ...] = (HYPOTHESES[4], HYPOTHESES[6])
@@ -102,8 +103,8 @@ def _prepare(
     factor: int,
     opening: int,
     even: bool,
-    smooth: bool = False,
-    falling: bool = False,
+    smooth: bool,
+    falling: bool,
 ) -> NDArray[np.uint8]:
     height, width = grey.shape
     prepared: Any = grey
@@ -170,38 +171,34 @@ def dis_hypotheses(image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> NDAr
     size = first.shape[1], first.shape[0]
     noise = (noise_level(first) + noise_level(second)) / 2
     smooth = noise >= NOISY or noise < BLOCKY
-    plain = [i for i, how in enumerate(HYPOTHESES) if not how.opening]
-    opened = [i for i, how in enumerate(HYPOTHESES) if how.opening]
+    wanted = [(how, 0, 1) for how in HYPOTHESES] + [(how, 1, 0) for how in BACKWARD]
     # OpenCV leaves Python's lock, and a refinement by itself keeps little more than a core busy.
     with ThreadPoolExecutor(cv2.getNumThreads() or 1) as pool:
-        prepared: dict[tuple[int, int, bool], list[Future[NDArray[np.uint8]]]] = {}
-
-        def prepare(indices: list[int], smooth: bool, falling: bool) -> None:
-            for factor, opening, even in {HYPOTHESES[i][:3] for i in indices}:
-                prepared[factor, opening, even] = [
-                    pool.submit(_prepare, grey, factor, opening, even, smooth, falling)
-                    for grey in (first, second)
-                ]
-
-        def match(how: Preparation, here: int, there: int) -> Future[NDArray[np.float32]]:
-            pair = prepared[how.factor, how.opening, how.even]
-            return pool.submit(
-                _match, pair[here].result(), pair[there].result(), how, size, starts[here]
-            )
-
-        prepare(plain, smooth, False)
         far = large_motion(first, second)
         starts = (None, None) if far is None else far
-        waiting = {i: match(HYPOTHESES[i], 0, 1) for i in plain}
-        found = np.stack([waiting[i].result()[:height, :width] for i in plain])
-        falling = not smooth and detail_agreement(image1, image2, found) < AGREEMENT
-        prepare(opened, False, falling)
-        # The longest come first.
-        waiting.update({i: match(HYPOTHESES[i], 0, 1) for i in opened})
-        back = [match(how, 1, 0) for how in BACKWARD]
-        flows = [waiting[i].result() for i in range(len(HYPOTHESES))]
-        flows += [future.result() for future in back]
-    flows = [flow[:height, :width] for flow in flows]
+        waiting: dict[int, Future[NDArray[np.float32]]] = {}
+
+        def match(opened: bool, falling: bool) -> None:
+            hows = [how for how in HYPOTHESES if bool(how.opening) == opened]
+            prepared = {
+                way: [pool.submit(_prepare, x, *way, smooth, falling) for x in (first, second)]
+                for way in dict.fromkeys((how.factor, how.opening, how.even) for how in hows)
+            }
+            for index, (how, here, there) in enumerate(wanted):
+                if how in hows:
+                    pair = prepared[how.factor, how.opening, how.even]
+                    waiting[index] = pool.submit(
+                        _match, pair[here].result(), pair[there].result(), how, size, starts[here]
+                    )
+
+        match(opened=False, falling=False)
+        falling = False
+        if not smooth:
+            plain = [i for i, how in enumerate(HYPOTHESES) if not how.opening]
+            found = np.stack([waiting[i].result()[:height, :width] for i in plain])
+            falling = detail_agreement(image1, image2, found) < AGREEMENT
+        match(opened=True, falling=falling)
+        flows = [waiting[i].result()[:height, :width] for i in range(len(wanted))]
     motions = [dominant_motion(flows[0])]
     for index in LAYERED:
         motions += motion_layers(flows[index], motions, LAYERS)
