@@ -73,7 +73,7 @@ def test_sizes_and_plain_pictures(size):
 def test_hypotheses_and_flow_of_a_pan_by_a_quarter_of_the_width():
     first, second = (cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in panned(-64, 24))
     inside = (slice(0, 192 - 24), slice(64, 256))
-    flows = dis_hypotheses(first, second)
+    flows = dis_hypotheses(first, second).flows
     errors = np.linalg.norm(flows - [-64, 24], axis=-1)
     assert np.median(errors[0][inside]) < 0.5  # DIS from no motion: 71 px
     flow = load_estimator('raft_tiny', 'cpu').estimate(first, second).flow

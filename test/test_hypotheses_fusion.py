@@ -50,7 +50,7 @@ def blind(height, width):
 
 
 def test_every_hypothesis_finds_a_shift_at_its_scale():
-    flows = dis_hypotheses(*moved())
+    flows = dis_hypotheses(*moved()).flows
     assert flows.shape == (NUM_HYPOTHESES + len(BACKWARD), 160, 200, 2)
     assert flows.dtype == np.float32
     for flow, how in zip(flows, HYPOTHESES, strict=False):
@@ -70,7 +70,7 @@ def test_opening_sees_through_falling_snow():
     for y, x in np.random.default_rng(1).integers(3, 150, (300, 2)):  # all fall by 7 px
         first[y : y + 4, x : x + 4] = 230
         second[y + 7 : y + 11, x : x + 4] = 230
-    flows = dis_hypotheses(first, second)
+    flows = dis_hypotheses(first, second).flows
     errors = np.abs(flows[:, 30:-30, 30:-30] - [4, 1]).sum(axis=-1).mean(axis=(1, 2))
     assert errors[3] < 0.5 * errors[4]  # the same preparation without the opening
 
@@ -85,16 +85,17 @@ def test_larger_flakes_are_taken_where_they_fall_and_nothing_changes_where_none_
     for y, x in np.random.default_rng(1).integers(3, 140, (60, 2)):
         cv2.circle(falling[0], (int(x), int(y)), 6, (230, 230, 230), -1)
         cv2.circle(falling[1], (int(x) - 5, int(y) + 11), 6, (230, 230, 230), -1)
-    flows = dis_hypotheses(*falling)
-    same = dis_hypotheses(*clear)
+    flows, found = dis_hypotheses(*falling)
+    same, none_found = dis_hypotheses(*clear)
+    assert found and not none_found
     monkeypatch.setattr('daflow_ros.flow.hypotheses.AGREEMENT', -2.0)
     opened = [i for i, how in enumerate(HYPOTHESES) if how.opening]
     mine, plain = (
         np.abs(each[:, 30:-30, 30:-30] - [4, 1]).sum(axis=-1).mean(axis=(1, 2))
-        for each in (flows, dis_hypotheses(*falling))
+        for each in (flows, dis_hypotheses(*falling).flows)
     )
     assert (mine[opened] < 0.3 * plain[opened]).all()
-    assert np.array_equal(same, dis_hypotheses(*clear))
+    assert np.array_equal(same, dis_hypotheses(*clear).flows)
 
 
 def test_smoothing_survives_noise(monkeypatch):
@@ -105,7 +106,7 @@ def test_smoothing_survives_noise(monkeypatch):
     ]
 
     def error():
-        flows = dis_hypotheses(*noisy)[:, 30:-30, 30:-30]
+        flows = dis_hypotheses(*noisy).flows[:, 30:-30, 30:-30]
         return np.linalg.norm(flows - [6, -3], axis=-1).mean(axis=(1, 2))
 
     smoothed = error()
@@ -144,7 +145,7 @@ def test_even_contrast_undoes_a_veil():
 
 @pytest.mark.parametrize('size', [(16, 16), (20, 90), (32, 40), (32, 2000)])
 def test_images_of_any_size_are_matched(size):
-    flows = dis_hypotheses(*moved(*size, dx=1, dy=0))
+    flows = dis_hypotheses(*moved(*size, dx=1, dy=0)).flows
     assert flows.shape == (NUM_HYPOTHESES + len(BACKWARD), *size, 2) and np.isfinite(flows).all()
     assert np.abs(np.median(flows[0], axis=(0, 1)) - [1, 0]).max() < 0.5
 

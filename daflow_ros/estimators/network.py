@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +20,11 @@ from daflow_ros.estimators.estimate import (
     check_pair,
 )
 from daflow_ros.flow.consistency import forward_backward_mask
+from daflow_ros.flow.falling import without_falling
 from daflow_ros.flow.hypotheses import HYPOTHESES, dis_hypotheses
+from daflow_ros.flow.mending import mended
 from daflow_ros.flow.padding import InputPadder
-from daflow_ros.flow.preparation import stretch_range, without_impulses
+from daflow_ros.flow.preparation import stretch_range
 from daflow_ros.flow.variational import refine_variationally
 from daflow_ros.models.raft import FlowOutput, laplace_scales
 
@@ -32,6 +35,16 @@ CONFIDENCE_THRESHOLD = 3.0
 #: frames (1, F, 3, H, W) in [-1, 1], iterations, initial flow (1, 2, H/8, W/8) or None,
 #: hypotheses (1, K + M, 2, H, W) px or None.
 Predict = Callable[[Tensor, int, Tensor | None, Tensor | None], FlowOutput]
+
+
+class _Look(NamedTuple):
+    """What one run of the network on a clip saw and gave."""
+
+    frames: Tensor
+    shown: list[NDArray[np.uint8]]
+    output: FlowOutput
+    flow: NDArray[np.float32]
+    falling: bool
 
 
 def choose_device(device: str) -> torch.device:
@@ -95,7 +108,10 @@ class NetworkEstimator:
             Twice the time.
         hypotheses: match each pair classically as well, for a network that fuses what comes out
             (`daflow_ros/flow/hypotheses.py`), and refine the result as DIS does its own; the
-            images are prepared before (`daflow_ros/flow/preparation.py`).
+            images are mended before (`daflow_ros/flow/mending.py`).
+        looks: with hypotheses, how often a pair before which something falls is estimated, each
+            time after the first with rain and snow taken from it along the last flow
+            (`daflow_ros/flow/falling.py`); 1 to 8. Other pairs are estimated once.
         num_frames: F, at least 2. More than 2 take the earlier frames from the calls before, as
             long as each call's first image is the last call's second; a clip that is broken
             starts again with two.
@@ -121,6 +137,7 @@ class NetworkEstimator:
         diffusion_steps: int = 0,
         consistency: bool = False,
         hypotheses: bool = False,
+        looks: int = 1,
         num_frames: int = 2,
     ) -> None:
         if dtype not in DTYPES:
@@ -132,6 +149,8 @@ class NetworkEstimator:
         self._device = choose_device(device)
         if not 2 <= num_frames <= 8:
             raise EstimatorError(f'num_frames must be 2 to 8, got {num_frames}')
+        if not 1 <= looks <= 8:
+            raise EstimatorError(f'looks must be 1 to 8, got {looks}')
         self.name = name
         self.revision = revision
         self.device = str(self._device)
@@ -146,6 +165,7 @@ class NetworkEstimator:
         self._diffusion_steps = diffusion_steps
         self._consistency = consistency
         self._hypotheses = hypotheses
+        self._looks = looks
         self._num_frames = num_frames
         self._clip: list[NDArray[np.uint8]] = []
 
@@ -236,6 +256,18 @@ class NetworkEstimator:
             raise EstimatorError(f'{self.name}: the flow is not finite ({self._dtype})')
         return flow
 
+    def _look(self, clip: list[NDArray[np.uint8]], iterations: int, start: Tensor | None) -> _Look:
+        """Match the last pair of a clip that is mended, and run the network on it."""
+        flows, falling, shown = None, False, clip
+        if self._hypotheses:
+            # Matched as dark or pale as they are: stretched, snow misleads DIS.
+            flows, falling = dis_hypotheses(clip[-2], clip[-1])
+            shown = stretch_range(clip, flows[: len(HYPOTHESES)])
+        frames = self._tensor(shown)
+        output = self._pyramid_run(frames, iterations, start, self._hypothesis_tensor(flows))
+        flow = self._finish(output, shown[-2], shown[-1])
+        return _Look(frames, shown, output, flow, falling)
+
     @torch.inference_mode()
     def estimate(
         self,
@@ -252,26 +284,26 @@ class NetworkEstimator:
         count = self.default_iterations if iterations is None else iterations
         if not 1 <= count <= 64:
             raise EstimatorError(f'iterations must be 1 to 64, got {count}')
-        clip = shown = self._clip_of(image1, image2)
-        matched = None
+        clip = self._clip_of(image1, image2)
         if self._hypotheses:
-            clip = [without_impulses(frame) for frame in clip]
-            # Matched as dark or pale as they are: stretched, snow misleads DIS.
-            matched = dis_hypotheses(clip[-2], clip[-1])
-            shown = stretch_range(clip, matched[: len(HYPOTHESES)])
-        frames = self._tensor(shown)
+            clip = mended(clip)
         start = None
         if initial_flow is not None:
             start = torch.from_numpy(np.ascontiguousarray(initial_flow, dtype=np.float32))
             start = start.to(self._device).permute(2, 0, 1)[None]
-        output = self._pyramid_run(frames, count, start, self._hypothesis_tensor(matched))
-        flow = self._finish(output, shown[-2], shown[-1])
+        look = self._look(clip, count, start)
+        if look.falling:
+            for _ in range(1, self._looks):
+                clip = [*clip[:-2], *without_falling(clip[-2], clip[-1], look.flow)]
+                look = self._look(clip, count, start)
+        frames, shown, output, flow, _ = look
         confidence = None
         if output.laplace is not None:
             confidence = laplace_confidence(output.laplace)[0].clamp(0, 1).cpu().numpy()
         if self._consistency:
+            matched = None
             if self._hypotheses:
-                matched = dis_hypotheses(clip[-1], clip[-2])
+                matched = dis_hypotheses(clip[-1], clip[-2]).flows
             backward = self._pyramid_run(
                 frames[:, -2:].flip(1), count, None, self._hypothesis_tensor(matched)
             )

@@ -18,7 +18,7 @@ from daflow_ros.models.raft_checkpoints import load_raft
 def tiny_defaults(raft: RAFT) -> dict[str, Any]:
     """Options of the models that this project trains: iterations, and what starts them."""
     if raft.fusion is not None:
-        return {'iterations': 2, 'multiple': 16, 'hypotheses': True}
+        return {'iterations': 2, 'multiple': 16, 'hypotheses': True, 'looks': 3}
     return {'iterations': 5, 'pyramid': 2}
 
 

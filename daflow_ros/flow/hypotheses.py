@@ -98,7 +98,7 @@ def even_contrast(grey: NDArray[np.uint8], sigma: float = 12.0) -> NDArray[np.ui
     return np.asarray(np.clip(128 + 48 * x / deviation, 0, 255), dtype=np.uint8)
 
 
-def _prepare(
+def prepare(
     grey: NDArray[np.uint8],
     factor: int,
     opening: int,
@@ -106,6 +106,10 @@ def _prepare(
     smooth: bool,
     falling: bool,
 ) -> NDArray[np.uint8]:
+    """A grey image (uint8 ``(H, W)``) as a `Preparation` wants it matched.
+
+    ``smooth``: smoothed where it is not opened; ``falling``: opened by reconstruction.
+    """
     height, width = grey.shape
     prepared: Any = grey
     if opening and falling:
@@ -122,7 +126,7 @@ def _prepare(
     return even_contrast(prepared) if even else np.asarray(prepared, np.uint8)
 
 
-def _match(
+def match_prepared(
     first: NDArray[np.uint8],
     second: NDArray[np.uint8],
     how: Preparation,
@@ -145,17 +149,28 @@ def _match(
     return np.asarray(flow, dtype=np.float32)
 
 
-def dis_hypotheses(image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> NDArray[np.float32]:
+class Matched(NamedTuple):
+    """What `dis_hypotheses` finds.
+
+    Attributes:
+        flows: float32 ``(K + M, H, W, 2)``, px at full size: the ``HYPOTHESES``, the dominant
+            motion of the first and ``LAYERS`` motion layers of each of ``LAYERED``, K in all,
+            and from the second image to the first the M of ``BACKWARD``, for forward-backward
+            checks of all.
+        falling: whether it seems that something falls before the scene: openings are larger, and
+            by reconstruction.
+    """
+
+    flows: NDArray[np.float32]
+    falling: bool
+
+
+def dis_hypotheses(image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> Matched:
     """DIS flow under several preparations of the images, and flows back.
 
     Args:
         image1, image2: uint8 ``(H, W, 3)`` RGB of one size; below 32 px a side they are padded by
             their border, and a preparation that would leave less than 32 px shrinks less.
-
-    Returns:
-        float32 ``(K + M, H, W, 2)``, px at full size: the ``HYPOTHESES``, the dominant motion of
-        the first and ``LAYERS`` motion layers of each of ``LAYERED``, K in all, and from
-        ``image2`` to ``image1`` the M of ``BACKWARD``, for forward-backward checks of all.
     """
     height, width = image1.shape[:2]
     bottom, right = max(0, SMALLEST - height), max(0, SMALLEST - width)
@@ -181,14 +196,19 @@ def dis_hypotheses(image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> NDAr
         def match(opened: bool, falling: bool) -> None:
             hows = [how for how in HYPOTHESES if bool(how.opening) == opened]
             prepared = {
-                way: [pool.submit(_prepare, x, *way, smooth, falling) for x in (first, second)]
+                way: [pool.submit(prepare, x, *way, smooth, falling) for x in (first, second)]
                 for way in dict.fromkeys((how.factor, how.opening, how.even) for how in hows)
             }
             for index, (how, here, there) in enumerate(wanted):
                 if how in hows:
                     pair = prepared[how.factor, how.opening, how.even]
                     waiting[index] = pool.submit(
-                        _match, pair[here].result(), pair[there].result(), how, size, starts[here]
+                        match_prepared,
+                        pair[here].result(),
+                        pair[there].result(),
+                        how,
+                        size,
+                        starts[here],
                     )
 
         match(opened=False, falling=False)
@@ -203,4 +223,4 @@ def dis_hypotheses(image1: NDArray[np.uint8], image2: NDArray[np.uint8]) -> NDAr
     for index in LAYERED:
         motions += motion_layers(flows[index], motions, LAYERS)
     flows[len(HYPOTHESES) : len(HYPOTHESES)] = motions
-    return np.stack(flows)
+    return Matched(np.stack(flows), falling)

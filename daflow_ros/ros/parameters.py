@@ -79,6 +79,13 @@ class NodeParameters:
         'twice the time.',
         needs_cleanup=True,
     )
+    looks: int = _parameter(
+        0,
+        'How often daflow_tiny and raft_tiny estimate a pair before which rain or snow falls, 1 '
+        'to 8: each time after the first without what falls along the last flow. 0 for the '
+        'default of the model, 3; 1 keeps the time of a pair the same in all weather.',
+        minimum=0, maximum=8, needs_cleanup=True,
+    )  # fmt: skip
     cameras: tuple[str, ...] = _parameter(
         ('',),
         'Names of the cameras that share the model. Camera NAME is read from NAME/image_raw and '
@@ -160,7 +167,7 @@ class NodeParameters:
     @property
     def estimator_options(self) -> dict[str, Any]:
         """Options of the estimator that are not at their default."""
-        names = ('dtype', 'consistency')
+        names = ('dtype', 'consistency', 'looks')
         return {n: getattr(self, n) for n in names if getattr(self, n) != PARAMETERS[n].default}
 
     def __post_init__(self) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from daflow_ros.flow.hypotheses import HYPOTHESES, dis_hypotheses
-from daflow_ros.flow.preparation import stretch_range, without_impulses
+from daflow_ros.flow.mending import mended
+from daflow_ros.flow.preparation import stretch_range
 from daflow_ros.models.daflow import DAFLOW_TINY, DAFlow
 from daflow_ros.models.raft import RAFT, RAFT_TINY, FlowOutput
 
@@ -126,9 +127,9 @@ def matched_clips(frames: Tensor) -> tuple[Tensor, Tensor]:
     levels = (127.5 * (frames + 1)).round().clamp(0, 255).to(torch.uint8)
     shown, flows = [], []
     for clip in levels.permute(0, 1, 3, 4, 2).contiguous().cpu().numpy():
-        mended = [without_impulses(frame) for frame in clip]
-        flows.append(dis_hypotheses(*mended[-2:]))
-        shown.append(np.stack(stretch_range(mended, flows[-1][: len(HYPOTHESES)])))
+        frames_mended = mended(clip)
+        flows.append(dis_hypotheses(*frames_mended[-2:]).flows)
+        shown.append(np.stack(stretch_range(frames_mended, flows[-1][: len(HYPOTHESES)])))
     images = torch.from_numpy(np.stack(shown)).permute(0, 1, 4, 2, 3).to(frames.device)
     hypotheses = torch.from_numpy(np.stack(flows)).permute(0, 1, 4, 2, 3).to(frames.device)
     return images / 127.5 - 1, hypotheses

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rain and snow taken from a pair along a flow that was found despite them.
+
+A streak or flake brightens what it hides, and the other image shows that place without it, if
+the flow is right: the darker of the two is nearer to the truth, as the median over more frames
+is (Garg and Nayar, IJCV 2007, section 8; Ren et al., CVPR 2017, align them by flow first). No
+pixel becomes darker than the opening by reconstruction leaves it, so that a wrong flow takes
+away no more than that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from daflow_ros.flow.preparation import open_by_reconstruction
+
+Image = NDArray[np.uint8]
+Flow = NDArray[np.float32]
+
+#: px, of the opening: that of the strongest preparation, for what falls (`flow/hypotheses.py`).
+OPENING = 31
+#: Grey values by which an image must be brighter: less is interpolation and grain, and darkened
+#: would make both images alike along the flow, right or wrong.
+BRIGHTER = 8
+#: Steps of the inversion of a flow, and px within which it holds.
+STEPS, INVERTED = 8, 1.0
+
+
+def _sample(values: NDArray[Any], flow: Flow) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """``values`` at p + flow(p), the border repeated, and where that lies inside."""
+    height, width = flow.shape[:2]
+    there = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
+    there += flow
+    x, y = there[..., 0], there[..., 1]
+    sampled = cv2.remap(values, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return sampled, (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+
+
+def inverse_flow(flow: Flow) -> tuple[Flow, NDArray[np.bool_]]:
+    """Flow back, by fixed points (Chen et al., Medical Physics 2008), and where it holds.
+
+    Args:
+        flow: float32 ``(H, W, 2)`` px from the first image to the second.
+
+    Returns:
+        ``(H, W, 2)`` px from the second to the first; bool ``(H, W)``, False where the flow does
+        not lead back: what comes into sight there.
+    """
+    back: Flow = -flow
+    for _ in range(STEPS):
+        back = -np.asarray(_sample(flow, back)[0], np.float32)
+    off = back + _sample(flow, back)[0]
+    return back, np.hypot(off[..., 0], off[..., 1]) < INVERTED
+
+
+def _darker(image: Image, other: Image, flow: Flow, valid: NDArray[np.bool_] | None) -> Image:
+    grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+    seen, inside = _sample(cv2.cvtColor(other, cv2.COLOR_RGB2GRAY), flow)
+    if valid is not None:
+        inside &= valid
+    opened = open_by_reconstruction(grey, OPENING)
+    fallen = grey - np.maximum(np.minimum(grey, seen), opened)
+    fallen = np.where(inside & (fallen > BRIGHTER), fallen, 0).astype(np.uint8)
+    return np.asarray(cv2.subtract(image, cv2.merge([fallen] * 3)), np.uint8)
+
+
+def without_falling(image1: Image, image2: Image, flow: Flow) -> tuple[Image, Image]:
+    """Both images, each darkened where it is brighter than the other along the flow.
+
+    Args:
+        image1, image2: uint8 ``(H, W, 3)`` RGB of one size.
+        flow: float32 ``(H, W, 2)`` px from ``image1`` to ``image2``.
+    """
+    back, valid = inverse_flow(flow)
+    return _darker(image1, image2, flow, None), _darker(image2, image1, back, valid)
