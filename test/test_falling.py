@@ -86,3 +86,6 @@ def test_more_looks_see_through_snow_and_leave_clear_pairs():
 
     assert error(thrice, fallen) < 0.9 * error(once, fallen)
     assert np.array_equal(once.estimate(*clear).flow, thrice.estimate(*clear).flow)
+    # A deadline cuts iterations: then once is enough.
+    hurried = [each.estimate(*fallen, iterations=1).flow for each in (once, thrice)]
+    assert np.array_equal(*hurried)

@@ -111,7 +111,8 @@ class NetworkEstimator:
             images are mended before (`daflow_ros/flow/mending.py`).
         looks: with hypotheses, how often a pair before which something falls is estimated, each
             time after the first with rain and snow taken from it along the last flow
-            (`daflow_ros/flow/falling.py`); 1 to 8. Other pairs are estimated once.
+            (`daflow_ros/flow/falling.py`); 1 to 8. Other pairs, and with fewer iterations than
+            the default, once.
         num_frames: F, at least 2. More than 2 take the earlier frames from the calls before, as
             long as each call's first image is the last call's second; a clip that is broken
             starts again with two.
@@ -287,14 +288,16 @@ class NetworkEstimator:
         clip = self._clip_of(image1, image2)
         if self._hypotheses:
             clip = mended(clip)
+        first, second = clip[-2:]
         start = None
         if initial_flow is not None:
             start = torch.from_numpy(np.ascontiguousarray(initial_flow, dtype=np.float32))
             start = start.to(self._device).permute(2, 0, 1)[None]
         look = self._look(clip, count, start)
-        if look.falling:
+        # Who asks for fewer iterations is short of time.
+        if look.falling and count >= self.default_iterations:
             for _ in range(1, self._looks):
-                clip = [*clip[:-2], *without_falling(clip[-2], clip[-1], look.flow)]
+                clip = [*clip[:-2], *without_falling(first, second, look.flow)]
                 look = self._look(clip, count, start)
         frames, shown, output, flow, _ = look
         confidence = None

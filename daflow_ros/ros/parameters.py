@@ -83,7 +83,8 @@ class NodeParameters:
         0,
         'How often daflow_tiny and raft_tiny estimate a pair before which rain or snow falls, 1 '
         'to 8: each time after the first without what falls along the last flow. 0 for the '
-        'default of the model, 3; 1 keeps the time of a pair the same in all weather.',
+        'default of the model, 3; 1 keeps the time of a pair the same in all weather. Iterations '
+        'below the default of the model, as a deadline asks for, go with one look.',
         minimum=0, maximum=8, needs_cleanup=True,
     )  # fmt: skip
     cameras: tuple[str, ...] = _parameter(
