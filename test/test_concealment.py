@@ -95,6 +95,25 @@ def test_what_is_at_rest_and_textured_stays():
     assert conceal_frozen(first, first) is first
 
 
+@pytest.mark.parametrize('step', [15, 40, 60])
+@pytest.mark.parametrize('last', [2, 4])
+@pytest.mark.parametrize('contrast', [1.0, 0.3])
+def test_a_camera_at_rest_behind_a_codec_is_left_alone(step, last, contrast):
+    # A textured object before a textured or a weakly textured wall.
+    wall, thing = scene(frames=1)[0], scene(400, 400, frames=1)[0][50:170, 60:180]
+    wall = (120 + contrast * (wall.astype(float) - 120)).round().astype(np.uint8)
+    random = np.random.default_rng(2)
+    frames = []
+    for t in range(last):
+        frame = wall.copy()
+        frame[50 + 2 * t : 170 + 2 * t, 60 + 6 * t : 180 + 6 * t] = thing
+        frames.append(np.clip(frame + random.normal(0, 2, frame.shape), 0, 255))
+    clip = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
+    coded = compression.video(clip, step)
+    first, second = (255 * coded[-2:].permute(0, 2, 3, 1).numpy()).round().astype(np.uint8)
+    assert conceal_frozen(first, second) is second
+
+
 @pytest.mark.parametrize('size', [(1, 1), (20, 200), (33, 47), (60, 61)])
 def test_any_size(size):
     first, second = (image[: size[0], : size[1]] for image in scene())

@@ -33,9 +33,17 @@ COEFFICIENTS, AMPLITUDE, COPIED, COPY = 4, 3.0, 0.02, 0.25
 #: Or the first frame was coded by itself and the second is predicted from it and more detailed by
 #: this factor, in the number of such coefficients; two JPEGs are equally detailed.
 MORE_DETAIL = 1.07
-#: What moved and is strongly textured is sent. An area that stands still with a larger share of
-#: the frame's most textured quarter than this is at rest: the robot itself, or all, from a tripod.
+#: What moved and is strongly textured is sent. Where a larger share than this of the frame's most
+#: textured quarter stands still, the camera does, and nothing was left out.
+TRIPOD = 0.27
+#: An area that stands still with a larger share of most textured blocks is at rest: the robot
+#: itself.
 AT_REST = 0.2
+#: Left out blocks lie scattered among sent ones that move: within so many blocks of at least this
+#: share of those that would show motion, there is one that fits along the flow to this part of
+#: what it differs, at least by so many grey values, without. A wall behind something that moves
+#: has them at the borders alone.
+NEAR, NEAR_SHARE, FITS, DIFFERS = 2, 0.35, 0.7, 1.5
 #: Blocks, widening Gaussians that draw motion from what is about a hole.
 WIDTHS = (1.0, 3.0, 9.0, 25.0)
 #: Each time with less of what stands still in the flow that is drawn from.
@@ -52,6 +60,12 @@ def _by_block(values: Any) -> NDArray[np.float32]:
     )
     size = wide.shape[1] // BLOCK, wide.shape[0] // BLOCK
     return np.asarray(cv2.resize(wide, size, interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _texture(grey: Image) -> NDArray[np.float32]:
+    """Mean gradient of each block, grey values a px."""
+    dx, dy = (cv2.Sobel(grey, cv2.CV_32F, *order) for order in ((1, 0), (0, 1)))
+    return _by_block(cv2.magnitude(dx, dy) / 8)
 
 
 def _detail(grey: Image) -> NDArray[np.intp]:
@@ -80,9 +94,10 @@ def frozen_blocks(first: Image, second: Image) -> NDArray[np.bool_]:
     nothing = np.zeros_like(still)
     if still.mean() < LEAST:
         return nothing
-    dx, dy = (cv2.Sobel(first, cv2.CV_32F, *order) for order in ((1, 0), (0, 1)))
-    texture = _by_block(cv2.magnitude(dx, dy) / 8)
+    texture = _texture(first)
     strong = texture >= np.quantile(texture, 0.75)
+    if still[strong].mean() > TRIPOD:
+        return nothing
     count, areas = cv2.connectedComponents(still.astype(np.uint8))
     blocks = np.bincount(areas.ravel(), minlength=count)
     share = np.bincount(areas.ravel(), strong.ravel(), minlength=count) / np.maximum(blocks, 1)
@@ -95,6 +110,30 @@ def frozen_blocks(first: Image, second: Image) -> NDArray[np.bool_]:
     moved = ~still
     predicted = there[moved].sum() >= MORE_DETAIL * here[moved].sum()
     return frozen if predicted else nothing
+
+
+def _among_moving(
+    first: Image, second: Image, frozen: NDArray[np.bool_], back: NDArray[np.float32]
+) -> bool:
+    """Whether blocks that move lie about those that are taken for left out."""
+    a, b = (cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1) for image in (first, second))
+    there = _places(back)
+    along = cv2.remap(
+        a, there[..., 0], there[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    without, fit = _by_block(cv2.absdiff(a, b)), _by_block(cv2.absdiff(along, b))
+    still = _by_block(cv2.absdiff(first, second).astype(np.float32)) < STILL
+    moving = ~still & (fit < FITS * without) & (without > DIFFERS)
+    distance = cv2.distanceTransform((~moving).astype(np.uint8), cv2.DIST_C, 3)
+    shows = frozen & (_texture(first) > TEXTURED)
+    return bool((distance[shows] <= NEAR).mean() >= NEAR_SHARE)
+
+
+def _places(flow: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Where a flow leads from each px, ``(H, W, 2)``."""
+    height, width = flow.shape[:2]
+    here = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
+    return (here + flow).astype(np.float32)
 
 
 def fill_flow(flow: NDArray[np.float32], hole: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -139,14 +178,15 @@ def conceal_frozen(image1: Image, image2: Image) -> Image:
     if not blocks.any():
         return image2
     frozen = np.kron(blocks, np.ones((BLOCK, BLOCK), bool))[:height, :width]
-    here = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
     way = HOW.factor, HOW.opening, HOW.even, False, False
     prepared = prepare(first, *way)
     concealed = image2
     for _ in range(ROUNDS):
         grey = np.asarray(cv2.cvtColor(concealed, cv2.COLOR_RGB2GRAY), np.uint8)
         back = match_prepared(prepare(grey, *way), prepared, HOW, (width, height), None)
-        there = (here + fill_flow(back, frozen)).astype(np.float32)
+        if concealed is image2 and not _among_moving(first, second, blocks, back):
+            return image2
+        there = _places(fill_flow(back, frozen))
         predicted = cv2.remap(
             image1, there[..., 0], there[..., 1], cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,
