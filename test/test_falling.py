@@ -5,7 +5,12 @@ import cv2
 import numpy as np
 
 from daflow_ros.estimators import load_estimator
-from daflow_ros.flow.falling import OPENING, inverse_flow, without_falling
+from daflow_ros.flow.falling import (
+    OPENING,
+    bright_things_fall,
+    inverse_flow,
+    without_falling,
+)
 from daflow_ros.flow.preparation import open_by_reconstruction
 
 DX, DY = 4, 2
@@ -63,6 +68,20 @@ def test_flakes_go_where_the_flow_is_right():
     # A clear pair hardly changes.
     for image, mended in zip(clear, without_falling(*clear, flow), strict=True):
         assert np.abs(image.astype(int) - mended)[inner].mean() < 1
+
+
+def test_what_falls_is_bright():
+    clear, flow = scene()
+    assert bright_things_fall(*snow(clear), flow)
+    assert not bright_things_fall(*clear, flow)
+    dark = [255 - image for image in snow([255 - image for image in clear])]
+    assert not bright_things_fall(*dark, flow)
+    random = np.random.default_rng(5)
+    noisy = [
+        np.clip(image + random.normal(0, 30, image.shape), 0, 255).astype(np.uint8)
+        for image in clear
+    ]
+    assert not bright_things_fall(*noisy, flow)
 
 
 def test_a_wrong_flow_takes_no_more_than_an_opening():

@@ -20,7 +20,7 @@ from daflow_ros.estimators.estimate import (
     check_pair,
 )
 from daflow_ros.flow.consistency import forward_backward_mask
-from daflow_ros.flow.falling import without_falling
+from daflow_ros.flow.falling import bright_things_fall, without_falling
 from daflow_ros.flow.hypotheses import HYPOTHESES, dis_hypotheses
 from daflow_ros.flow.mending import mended
 from daflow_ros.flow.padding import InputPadder
@@ -295,7 +295,8 @@ class NetworkEstimator:
             start = start.to(self._device).permute(2, 0, 1)[None]
         look = self._look(clip, count, start)
         # Who asks for fewer iterations is short of time.
-        if look.falling and count >= self.default_iterations:
+        again = self._looks > 1 and look.falling and count >= self.default_iterations
+        if again and bright_things_fall(first, second, look.flow):
             for _ in range(1, self._looks):
                 clip = [*clip[:-2], *without_falling(first, second, look.flow)]
                 look = self._look(clip, count, start)

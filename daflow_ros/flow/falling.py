@@ -26,6 +26,10 @@ OPENING = 31
 #: Grey values by which an image must be brighter: less is interpolation and grain, and darkened
 #: would make both images alike along the flow, right or wrong.
 BRIGHTER = 8
+#: px, of an opening that streaks and flakes do not outlast, but the parts that one picture shows
+#: and the other hides mostly do. What rain and snow brighten by less than it is so many times what
+#: is darker in turn; blur, noise and rough glass change both alike.
+NARROW, BRIGHT = 9, 1.1
 #: Steps of the inversion of a flow, and px within which it holds.
 STEPS, INVERTED = 8, 1.0
 
@@ -57,15 +61,38 @@ def inverse_flow(flow: Flow) -> tuple[Flow, NDArray[np.bool_]]:
     return back, np.hypot(off[..., 0], off[..., 1]) < INVERTED
 
 
-def _darker(image: Image, other: Image, flow: Flow, valid: NDArray[np.bool_] | None) -> Image:
-    grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
-    seen, inside = _sample(cv2.cvtColor(other, cv2.COLOR_RGB2GRAY), flow)
-    if valid is not None:
-        inside &= valid
-    opened = open_by_reconstruction(grey, OPENING)
-    fallen = grey - np.maximum(np.minimum(grey, seen), opened)
-    fallen = np.where(inside & (fallen > BRIGHTER), fallen, 0).astype(np.uint8)
-    return np.asarray(cv2.subtract(image, cv2.merge([fallen] * 3)), np.uint8)
+def _excess(grey: Image, seen: Image, valid: NDArray[np.bool_], opening: int) -> Image:
+    """Grey values by which an image is brighter than the other shows it, above its opening."""
+    opened = open_by_reconstruction(grey, opening)
+    excess = grey - np.maximum(np.minimum(grey, seen), opened)
+    return np.where(valid & (excess > BRIGHTER), excess, 0).astype(np.uint8)
+
+
+def _seen_along(
+    image1: Image, image2: Image, flow: Flow
+) -> list[tuple[Image, Image, NDArray[np.bool_]]]:
+    """Of both images: grey, as the other shows it along the flow, and where it does."""
+    grey1, grey2 = (
+        np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8) for image in (image1, image2)
+    )
+    back, valid = inverse_flow(flow)
+    from2, inside2 = _sample(grey2, flow)
+    from1, inside1 = _sample(grey1, back)
+    return [(grey1, from2, inside2), (grey2, from1, inside1 & valid)]
+
+
+def bright_things_fall(image1: Image, image2: Image, flow: Flow) -> bool:
+    """Whether what differs along the flow is mostly narrow and bright, as rain and snow are.
+
+    Args:
+        image1, image2: uint8 ``(H, W, 3)`` RGB of one size.
+        flow: float32 ``(H, W, 2)`` px from ``image1`` to ``image2``.
+    """
+    bright = dark = 0.0
+    for grey, seen, valid in _seen_along(image1, image2, flow):
+        bright += float(_excess(grey, seen, valid, NARROW).mean())
+        dark += float(_excess(255 - grey, 255 - seen, valid, NARROW).mean())
+    return bright > BRIGHT * dark
 
 
 def without_falling(image1: Image, image2: Image, flow: Flow) -> tuple[Image, Image]:
@@ -75,5 +102,10 @@ def without_falling(image1: Image, image2: Image, flow: Flow) -> tuple[Image, Im
         image1, image2: uint8 ``(H, W, 3)`` RGB of one size.
         flow: float32 ``(H, W, 2)`` px from ``image1`` to ``image2``.
     """
-    back, valid = inverse_flow(flow)
-    return _darker(image1, image2, flow, None), _darker(image2, image1, back, valid)
+    darker: list[Image] = []
+    for image, (grey, seen, valid) in zip(
+        (image1, image2), _seen_along(image1, image2, flow), strict=True
+    ):
+        excess = _excess(grey, seen, valid, OPENING)
+        darker.append(np.asarray(cv2.subtract(image, cv2.merge([excess] * 3)), np.uint8))
+    return darker[0], darker[1]
