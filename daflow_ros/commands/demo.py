@@ -24,6 +24,12 @@ def run(args: argparse.Namespace) -> int:
     """Render if need be, replay, print the table."""
     source = args.source
     if source is None:
+        from daflow_ros.estimators import ESTIMATORS, default_estimator
+
+        name = default_estimator() if args.model == 'auto' else args.model
+        if not args.looks and name in ESTIMATORS and ESTIMATORS[name].weights == 'shipped':
+            # In this rain more looks change nothing, and take their time (docs/training.md).
+            args.looks = 1
         from daflow_ros.datasets.demo_sequence import demo_bag
 
         try:

@@ -23,6 +23,10 @@ def add_replay_arguments(parser: argparse.ArgumentParser, rate: float) -> None:
     parser.add_argument('--model', default='auto', help='see `daflow models` (default: auto)')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     parser.add_argument('--weights', default='', help='checkpoint file or folder of the model')
+    parser.add_argument(
+        '--looks', type=int, default=0, choices=range(9), metavar='N',
+        help='how often daflow_tiny and raft_tiny estimate a pair in rain or snow, 1 to 8'
+        ' (default: 0, as the model does)')
     parser.add_argument('--output', type=Path, help='folder for the results')
     parser.add_argument(
         '--rate', type=float, default=rate, metavar='X',
@@ -56,7 +60,8 @@ def replay_source(args: argparse.Namespace, source: str | Path, topic: str | Non
     try:
         recording = open_recording(source, topic)
         summary = replay(recording, output, model=args.model, device=args.device,
-                         weights=args.weights, rate=args.rate, video=not args.no_video)
+                         weights=args.weights, looks=args.looks, rate=args.rate,
+                         video=not args.no_video)
     except (RecordingError, NodeProcessError, OSError) as error:
         print(f'daflow {args.verb}: {error}', file=sys.stderr)
         return 1

@@ -4,7 +4,7 @@
 A codec short of bits leaves out the difference of a block to the last frame. What is seen there
 stands still, fits the last frame perfectly and holds every matcher back. Such blocks are
 concealed, as a decoder conceals lost ones, by motion-compensated prediction from the first image
-(Wang and Zhu, Proceedings of the IEEE 1998, section V), along the flow of what lies about them.
+(Wang and Zhu, Proceedings of the IEEE 1998), along the flow of what lies about them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from daflow_ros.flow.consistency import warp_bordered
 from daflow_ros.flow.hypotheses import HYPOTHESES, SMALLEST, match_prepared, prepare
 
 Image = NDArray[np.uint8]
@@ -87,7 +88,8 @@ def frozen_blocks(first: Image, second: Image) -> NDArray[np.bool_]:
 
     Returns:
         bool, one for each ``BLOCK`` px a side, the last ones partial; all False where it is too
-        few to matter, or the images do not look like a codec's.
+        few to matter, or the images do not look like a codec's. `_among_moving` has the last
+        word.
     """
     apart = _by_block(cv2.absdiff(first, second).astype(np.float32))
     still = apart < STILL
@@ -117,23 +119,13 @@ def _among_moving(
 ) -> bool:
     """Whether blocks that move lie about those that are taken for left out."""
     a, b = (cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1) for image in (first, second))
-    there = _places(back)
-    along = cv2.remap(
-        a, there[..., 0], there[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    along, _ = warp_bordered(a, back)
     without, fit = _by_block(cv2.absdiff(a, b)), _by_block(cv2.absdiff(along, b))
     still = _by_block(cv2.absdiff(first, second).astype(np.float32)) < STILL
     moving = ~still & (fit < FITS * without) & (without > DIFFERS)
     distance = cv2.distanceTransform((~moving).astype(np.uint8), cv2.DIST_C, 3)
     shows = frozen & (_texture(first) > TEXTURED)
     return bool((distance[shows] <= NEAR).mean() >= NEAR_SHARE)
-
-
-def _places(flow: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Where a flow leads from each px, ``(H, W, 2)``."""
-    height, width = flow.shape[:2]
-    here = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
-    return (here + flow).astype(np.float32)
 
 
 def fill_flow(flow: NDArray[np.float32], hole: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -186,10 +178,6 @@ def conceal_frozen(image1: Image, image2: Image) -> Image:
         back = match_prepared(prepare(grey, *way), prepared, HOW, (width, height), None)
         if concealed is image2 and not _among_moving(first, second, blocks, back):
             return image2
-        there = _places(fill_flow(back, frozen))
-        predicted = cv2.remap(
-            image1, there[..., 0], there[..., 1], cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        )  # fmt: skip
+        predicted, _ = warp_bordered(image1, fill_flow(back, frozen))
         concealed = np.where(frozen[..., None], predicted, image2).astype(np.uint8)
     return concealed

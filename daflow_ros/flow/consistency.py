@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forward-backward consistency of two flow fields."""
+"""Warping by a flow field, and forward-backward consistency of two."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -36,6 +39,27 @@ def warp(
         raise ValueError(f'flow {flow.shape} does not fit image {image.shape}')
     y, x = np.mgrid[:height, :width].astype(np.float32)
     return sample_bilinear(image, x + flow[..., 0], y + flow[..., 1])
+
+
+def warp_bordered(
+    image: npt.NDArray[Any], flow: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """As :func:`warp`, in the type of `image` and with its border repeated outside (OpenCV).
+
+    Args:
+        image: (H, W) or (H, W, C), uint8 or float32.
+        flow: (H, W, 2) px, finite.
+
+    Returns:
+        The warped image, and bool (H, W), where it is sampled inside.
+
+    """
+    height, width = flow.shape[:2]
+    there = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
+    there += flow
+    x, y = there[..., 0], there[..., 1]
+    warped = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return warped, (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
 
 def forward_backward_error(

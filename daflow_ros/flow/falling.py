@@ -2,20 +2,19 @@
 """Rain and snow taken from a pair along a flow that was found despite them.
 
 A streak or flake brightens what it hides, and the other image shows that place without it, if
-the flow is right: the darker of the two is nearer to the truth, as the median over more frames
-is (Garg and Nayar, IJCV 2007, section 8; Ren et al., CVPR 2017, align them by flow first). No
+the flow is right: so the darker of the two is nearer to the truth (Garg and Nayar, Vision and
+Rain, IJCV 2007, take what neighbouring frames show, where the scene is at rest). No
 pixel becomes darker than the opening by reconstruction leaves it, so that a wrong flow takes
 away no more than that.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from daflow_ros.flow.consistency import warp_bordered
 from daflow_ros.flow.preparation import open_by_reconstruction
 
 Image = NDArray[np.uint8]
@@ -34,16 +33,6 @@ NARROW, BRIGHT = 9, 1.1
 STEPS, INVERTED = 8, 1.0
 
 
-def _sample(values: NDArray[Any], flow: Flow) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """``values`` at p + flow(p), the border repeated, and where that lies inside."""
-    height, width = flow.shape[:2]
-    there = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
-    there += flow
-    x, y = there[..., 0], there[..., 1]
-    sampled = cv2.remap(values, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return sampled, (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-
-
 def inverse_flow(flow: Flow) -> tuple[Flow, NDArray[np.bool_]]:
     """Flow back, by fixed points (Chen et al., Medical Physics 2008), and where it holds.
 
@@ -56,8 +45,8 @@ def inverse_flow(flow: Flow) -> tuple[Flow, NDArray[np.bool_]]:
     """
     back: Flow = -flow
     for _ in range(STEPS):
-        back = -np.asarray(_sample(flow, back)[0], np.float32)
-    off = back + _sample(flow, back)[0]
+        back = -np.asarray(warp_bordered(flow, back)[0], np.float32)
+    off = back + warp_bordered(flow, back)[0]
     return back, np.hypot(off[..., 0], off[..., 1]) < INVERTED
 
 
@@ -76,8 +65,8 @@ def _seen_along(
         np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8) for image in (image1, image2)
     )
     back, valid = inverse_flow(flow)
-    from2, inside2 = _sample(grey2, flow)
-    from1, inside1 = _sample(grey1, back)
+    from2, inside2 = warp_bordered(grey2, flow)
+    from1, inside1 = warp_bordered(grey1, back)
     return [(grey1, from2, inside2), (grey2, from1, inside1 & valid)]
 
 
