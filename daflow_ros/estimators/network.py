@@ -24,6 +24,7 @@ from daflow_ros.flow.falling import bright_things_fall, without_falling
 from daflow_ros.flow.hypotheses import HYPOTHESES, dis_hypotheses
 from daflow_ros.flow.mending import mended
 from daflow_ros.flow.padding import InputPadder
+from daflow_ros.flow.parametric_prior import draw_to_dominant_motion
 from daflow_ros.flow.preparation import stretch_range
 from daflow_ros.flow.variational import refine_variationally
 from daflow_ros.models.raft import FlowOutput, laplace_scales
@@ -75,6 +76,12 @@ def laplace_confidence(laplace: Tensor, threshold: float = CONFIDENCE_THRESHOLD)
     return (weights * (1 - torch.exp(-threshold / scales))).sum(dim=1)
 
 
+def expected_error(laplace: Tensor) -> Tensor:
+    """Mean of |error|, px, of a mixture of two Laplace distributions; shapes as above."""
+    weights = laplace[:, :2].softmax(dim=1)
+    return (weights * laplace_scales(laplace).exp()).sum(dim=1)
+
+
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     """Flow ``(N, 2, H, W)`` in px, resampled to ``size`` (height, width) and its px."""
     height, width = flow.shape[-2:]
@@ -108,7 +115,8 @@ class NetworkEstimator:
             Twice the time.
         hypotheses: match each pair classically as well, for a network that fuses what comes out
             (`daflow_ros/flow/hypotheses.py`), and refine the result as DIS does its own; the
-            images are mended before (`daflow_ros/flow/mending.py`).
+            images are mended before (`daflow_ros/flow/mending.py`), and what is unsure is drawn
+            to the dominant motion after it (`daflow_ros/flow/parametric_prior.py`).
         looks: with hypotheses, how often a pair before which something falls is estimated, each
             time after the first with rain and snow taken from it along the last flow
             (`daflow_ros/flow/falling.py`); 1 to 8. Other pairs, and with fewer iterations than
@@ -253,6 +261,9 @@ class NetworkEstimator:
         if finite and self._hypotheses:
             flow = refine_variationally(flow, image1, image2)
             finite = bool(np.isfinite(flow).all())
+        if finite and self._hypotheses and output.laplace is not None:
+            error = expected_error(output.laplace)[0].cpu().numpy()
+            flow = draw_to_dominant_motion(flow, error, image1, image2)
         if not finite:
             raise EstimatorError(f'{self.name}: the flow is not finite ({self._dtype})')
         return flow
