@@ -261,12 +261,22 @@ class NetworkEstimator:
         if finite and self._hypotheses:
             flow = refine_variationally(flow, image1, image2)
             finite = bool(np.isfinite(flow).all())
-        if finite and self._hypotheses and output.laplace is not None:
-            error = expected_error(output.laplace)[0].cpu().numpy()
-            flow = draw_to_dominant_motion(flow, error, image1, image2)
         if not finite:
             raise EstimatorError(f'{self.name}: the flow is not finite ({self._dtype})')
         return flow
+
+    def _drawn(
+        self,
+        flow: NDArray[np.float32],
+        output: FlowOutput,
+        image1: NDArray[np.uint8],
+        image2: NDArray[np.uint8],
+    ) -> NDArray[np.float32]:
+        """Flow, what is unsure of it drawn to the dominant motion."""
+        if not self._hypotheses or output.laplace is None:
+            return flow
+        error = expected_error(output.laplace)[0].cpu().numpy()
+        return draw_to_dominant_motion(flow, error, image1, image2)
 
     def _look(self, clip: list[NDArray[np.uint8]], iterations: int, start: Tensor | None) -> _Look:
         """Match the last pair of a clip that is mended, and run the network on it."""
@@ -305,13 +315,16 @@ class NetworkEstimator:
             start = torch.from_numpy(np.ascontiguousarray(initial_flow, dtype=np.float32))
             start = start.to(self._device).permute(2, 0, 1)[None]
         look = self._look(clip, count, start)
+        falls = look.falling and bright_things_fall(first, second, look.flow)
         # Who asks for fewer iterations is short of time.
-        again = self._looks > 1 and look.falling and count >= self.default_iterations
-        if again and bright_things_fall(first, second, look.flow):
+        if falls and count >= self.default_iterations:
             for _ in range(1, self._looks):
                 clip = [*clip[:-2], *without_falling(first, second, look.flow)]
                 look = self._look(clip, count, start)
         frames, shown, output, flow, _ = look
+        # What most of a picture follows may be the rain.
+        if not falls:
+            flow = self._drawn(flow, output, shown[-2], shown[-1])
         confidence = None
         if output.laplace is not None:
             confidence = laplace_confidence(output.laplace)[0].clamp(0, 1).cpu().numpy()
@@ -322,7 +335,10 @@ class NetworkEstimator:
             backward = self._pyramid_run(
                 frames[:, -2:].flip(1), count, None, self._hypothesis_tensor(matched)
             )
-            agree = forward_backward_mask(flow, self._finish(backward, shown[-1], shown[-2]))
+            back = self._finish(backward, shown[-1], shown[-2])
+            if not falls:
+                back = self._drawn(back, backward, shown[-1], shown[-2])
+            agree = forward_backward_mask(flow, back)
             confidence = agree * (np.float32(1) if confidence is None else confidence)
         return FlowEstimate(
             flow,
