@@ -4,7 +4,7 @@
 import cv2
 import numpy as np
 
-from daflow_ros.estimators import load_estimator, network
+from daflow_ros.estimators import load_estimator
 from daflow_ros.flow.falling import (
     OPENING,
     bright_things_fall,
@@ -108,19 +108,3 @@ def test_more_looks_see_through_snow_and_leave_clear_pairs():
     # A deadline cuts iterations: then once is enough.
     hurried = [each.estimate(*fallen, iterations=1).flow for each in (once, thrice)]
     assert np.array_equal(*hurried)
-
-
-def test_snow_is_not_taken_for_the_motion_of_the_scene(monkeypatch):
-    clear, _ = scene()
-    drawn = []
-
-    def draw(flow, *_):
-        drawn.append(flow)
-        return flow
-
-    monkeypatch.setattr(network, 'draw_to_dominant_motion', draw)
-    estimator = load_estimator('raft_tiny', device='cpu', looks=1)
-    estimator.estimate(*snow(clear, flakes=160))
-    assert not drawn
-    estimator.estimate(*clear)
-    assert len(drawn) == 1

@@ -24,7 +24,6 @@ from daflow_ros.flow.falling import bright_things_fall, without_falling
 from daflow_ros.flow.hypotheses import HYPOTHESES, dis_hypotheses
 from daflow_ros.flow.mending import mended
 from daflow_ros.flow.padding import InputPadder
-from daflow_ros.flow.parametric_prior import draw_to_dominant_motion
 from daflow_ros.flow.preparation import stretch_range
 from daflow_ros.flow.variational import refine_variationally
 from daflow_ros.models.raft import FlowOutput, laplace_scales
@@ -76,12 +75,6 @@ def laplace_confidence(laplace: Tensor, threshold: float = CONFIDENCE_THRESHOLD)
     return (weights * (1 - torch.exp(-threshold / scales))).sum(dim=1)
 
 
-def expected_error(laplace: Tensor) -> Tensor:
-    """Mean of |error|, px, of a mixture of two Laplace distributions; shapes as above."""
-    weights = laplace[:, :2].softmax(dim=1)
-    return (weights * laplace_scales(laplace).exp()).sum(dim=1)
-
-
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     """Flow ``(N, 2, H, W)`` in px, resampled to ``size`` (height, width) and its px."""
     height, width = flow.shape[-2:]
@@ -115,8 +108,7 @@ class NetworkEstimator:
             Twice the time.
         hypotheses: match each pair classically as well, for a network that fuses what comes out
             (`daflow_ros/flow/hypotheses.py`), and refine the result as DIS does its own; the
-            images are mended before (`daflow_ros/flow/mending.py`), and what is unsure is drawn
-            to the dominant motion after it (`daflow_ros/flow/parametric_prior.py`).
+            images are mended before (`daflow_ros/flow/mending.py`).
         looks: with hypotheses, how often a pair before which something falls is estimated, each
             time after the first with rain and snow taken from it along the last flow
             (`daflow_ros/flow/falling.py`); 1 to 8. Other pairs, and with fewer iterations than
@@ -265,19 +257,6 @@ class NetworkEstimator:
             raise EstimatorError(f'{self.name}: the flow is not finite ({self._dtype})')
         return flow
 
-    def _drawn(
-        self,
-        flow: NDArray[np.float32],
-        output: FlowOutput,
-        image1: NDArray[np.uint8],
-        image2: NDArray[np.uint8],
-    ) -> NDArray[np.float32]:
-        """Flow, what is unsure of it drawn to the dominant motion."""
-        if not self._hypotheses or output.laplace is None:
-            return flow
-        error = expected_error(output.laplace)[0].cpu().numpy()
-        return draw_to_dominant_motion(flow, error, image1, image2)
-
     def _look(self, clip: list[NDArray[np.uint8]], iterations: int, start: Tensor | None) -> _Look:
         """Match the last pair of a clip that is mended, and run the network on it."""
         flows, falling, shown = None, False, clip
@@ -315,16 +294,13 @@ class NetworkEstimator:
             start = torch.from_numpy(np.ascontiguousarray(initial_flow, dtype=np.float32))
             start = start.to(self._device).permute(2, 0, 1)[None]
         look = self._look(clip, count, start)
-        falls = look.falling and bright_things_fall(first, second, look.flow)
         # Who asks for fewer iterations is short of time.
-        if falls and count >= self.default_iterations:
+        again = self._looks > 1 and look.falling and count >= self.default_iterations
+        if again and bright_things_fall(first, second, look.flow):
             for _ in range(1, self._looks):
                 clip = [*clip[:-2], *without_falling(first, second, look.flow)]
                 look = self._look(clip, count, start)
         frames, shown, output, flow, _ = look
-        # What most of a picture follows may be the rain.
-        if not falls:
-            flow = self._drawn(flow, output, shown[-2], shown[-1])
         confidence = None
         if output.laplace is not None:
             confidence = laplace_confidence(output.laplace)[0].clamp(0, 1).cpu().numpy()
@@ -335,10 +311,7 @@ class NetworkEstimator:
             backward = self._pyramid_run(
                 frames[:, -2:].flip(1), count, None, self._hypothesis_tensor(matched)
             )
-            back = self._finish(backward, shown[-1], shown[-2])
-            if not falls:
-                back = self._drawn(back, backward, shown[-1], shown[-2])
-            agree = forward_backward_mask(flow, back)
+            agree = forward_backward_mask(flow, self._finish(backward, shown[-1], shown[-2]))
             confidence = agree * (np.float32(1) if confidence is None else confidence)
         return FlowEstimate(
             flow,

@@ -18,31 +18,20 @@ RIDGE = 0.02
 #: Every so many px a flow vector is taken.
 STEP = 8
 
-#: ``(3, 2)``: what is added to (u, v), px, everywhere, to the right and downwards, where half
-#: the longer side lies a unit from the middle.
-Affine = NDArray[np.float64]
-Image = NDArray[np.float32]
 
+def dominant_motion(flow: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The affine flow that most of ``flow`` follows.
 
-def unit_coordinates(height: int, width: int) -> tuple[Image, Image]:
-    """Of columns ``(W,)`` and rows ``(H,)``, from the middle, in halves of the longer side."""
+    Args:
+        flow: finite float32 ``(H, W, 2)`` px.
+
+    Returns:
+        float32 ``(H, W, 2)`` px.
+    """
+    height, width = flow.shape[:2]
     unit = max(height, width) / 2
     x = (np.arange(width, dtype=np.float32) - width / 2) / unit
     y = (np.arange(height, dtype=np.float32) - height / 2) / unit
-    return x, y
-
-
-def affine_flow(parameters: Affine, height: int, width: int) -> NDArray[np.float32]:
-    """``(H, W, 2)`` px."""
-    x, y = unit_coordinates(height, width)
-    shift, along_x, along_y = parameters.astype(np.float32)
-    return shift + x[None, :, None] * along_x + y[:, None, None] * along_y
-
-
-def fit_affine(flow: NDArray[np.float32]) -> Affine:
-    """Fit what most of ``flow`` (finite float32 ``(H, W, 2)`` px) follows."""
-    height, width = flow.shape[:2]
-    x, y = unit_coordinates(height, width)
     rows = slice(min(STEP, height) // 2, None, STEP)
     columns = slice(min(STEP, width) // 2, None, STEP)
     taken = flow[rows, columns].reshape(-1, 2).astype(np.float64)
@@ -56,17 +45,5 @@ def fit_affine(flow: NDArray[np.float32]) -> Affine:
         weighted = basis * weight[:, None]
         ridge = np.diag([1e-9, RIDGE, RIDGE]) * weight.sum()
         parameters = np.linalg.solve(weighted.T @ basis + ridge, weighted.T @ taken)
-    return parameters
-
-
-def dominant_motion(flow: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The affine flow that most of ``flow`` follows.
-
-    Args:
-        flow: finite float32 ``(H, W, 2)`` px.
-
-    Returns:
-        float32 ``(H, W, 2)`` px.
-    """
-    height, width = flow.shape[:2]
-    return affine_flow(fit_affine(flow), height, width)
+    shift, along_x, along_y = parameters.astype(np.float32)
+    return shift + x[None, :, None] * along_x + y[:, None, None] * along_y
