@@ -26,7 +26,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser, rate: float) -> None:
     parser.add_argument(
         '--looks', type=int, default=0, choices=range(9), metavar='N',
         help='how often daflow_tiny and raft_tiny estimate a pair in rain or snow, 1 to 8'
-        ' (default: 0, as the model does)')
+        ' (default: 0, as the model does; 1 for the street of `daflow demo`)')
     parser.add_argument('--output', type=Path, help='folder for the results')
     parser.add_argument(
         '--rate', type=float, default=rate, metavar='X',

@@ -209,10 +209,9 @@ def replay(
         recording: from :func:`~daflow_ros.datasets.recordings.open_recording`.
         output: folder for the results.
         model: of the node, see ``daflow models``; 'auto' is the node's default.
-        weights: of the model, '' for those that the package ships.
+        weights: checkpoint file or folder of the model; empty for what the package ships.
         device: of the node.
         looks: of the node; 0 is the model's default.
-        weights: checkpoint file or folder of the model; empty for what the package ships.
         rate: times the recorded speed; 0 sends each picture when the last one is answered, so
             that every pair gets its flow however slow the model is.
         video: draw the film and the picture.
