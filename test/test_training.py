@@ -17,6 +17,7 @@ from daflow_ros.training.losses import (
     selection_loss,
     sequence_loss,
 )
+from daflow_ros.training.networks import build_network
 from daflow_ros.training.trainer import TrainingConfig, learning_rate_factor
 
 
@@ -135,8 +136,8 @@ def test_laplace_nll_against_the_density(scales):
 def test_warm_start_is_the_true_flow_disturbed():
     flow = torch.full((8, 2, 64, 64), 16.0)
     start = warm_start(flow, torch.Generator().manual_seed(1))
-    assert start.shape == (8, 2, 8, 8)
-    assert 0.5 < float(start.median()) / 2 < 1.5
+    assert start.shape == (8, 2, 64, 64)
+    assert 0.5 < float(start.median()) / 16 < 1.5
     assert float(start.std()) > 0.05
 
 
@@ -394,3 +395,29 @@ def test_tone_sharpens_and_overexposes_without_moving_anything():
     assert (steps[inner, 31] >= steps[inner, 20] + 0.09).all()  # the edge stays where it is
     blown = (toned[:, 0, 0, 24] == 1).float().mean(dim=1)
     assert 3 < int((blown > 0.25).sum()) < 32
+
+
+def test_workers_draw_what_a_matcher_is_trained_on(tmp_path):
+    cv2 = pytest.importorskip('cv2')
+    rng = np.random.default_rng(0)
+    for name in ('photos', 'sprites'):
+        (tmp_path / name).mkdir()
+    picture = cv2.resize(rng.integers(0, 255, (60, 80, 3), np.uint8), (800, 600))
+    cv2.imwrite(str(tmp_path / 'photos' / '0.png'), picture)
+    alpha = np.zeros((96, 96), np.uint8)
+    cv2.circle(alpha, (48, 48), 40, 255, -1)
+    cv2.imwrite(str(tmp_path / 'sprites' / '0.png'), np.dstack([picture[:96, :96], alpha]))
+    with pytest.raises(ValueError, match='hypotheses'):
+        FlowTrainer(config(tmp_path / 'no', imagery=str(tmp_path), workers=1))
+    settings = config(
+        tmp_path / 'run', model='raft_matcher', imagery=str(tmp_path), workers=1, warm_starts=0.5,
+        batch=2, steps=3,
+    )  # fmt: skip
+    trainer = FlowTrainer(settings)
+    trainer.run()
+    assert trainer.stream is not None and not trainer.stream.supervisor.is_alive()
+    assert len(losses(tmp_path / 'run')) == 3 and np.isfinite(losses(tmp_path / 'run')).all()
+    saved = build_network(str(tmp_path / 'run' / 'model'))
+    image = torch.zeros(1, 3, 64, 96)
+    output = saved.eval()(image, image, 2, torch.full((1, 2, 64, 96), 3.0))
+    assert output.flow.shape == (1, 2, 64, 96) and output.laplace.shape == (1, 4, 64, 96)

@@ -11,7 +11,7 @@ import torch
 from daflow_ros.flow.hypotheses import NUM_HYPOTHESES
 from daflow_ros.models.fusion import Fused
 from daflow_ros.models.raft import RAFT, RAFT_TINY
-from daflow_ros.models.upsampling import guided_upsample
+from daflow_ros.models.upsampling import convex_upsample, convex_upsample_start, guided_upsample
 
 
 def pixel_by_pixel(field: np.ndarray, image: np.ndarray, factor: int) -> np.ndarray:
@@ -76,3 +76,23 @@ def test_the_flow_at_full_resolution_leans_to_the_likeliest() -> None:
     out = network._upsample(fused, [], flows[:, :-2], *torch.rand(2, 1, 3, 32, 32), None)
     expected = float((shares**2 * values).sum() / (shares**2).sum()) + 4 * 0.5
     torch.testing.assert_close(out.flow, torch.full((1, 2, 32, 32), expected))
+
+
+def test_a_start_keeps_its_detail_where_the_mask_says_so() -> None:
+    generator = torch.Generator().manual_seed(4)
+    first = torch.randn(2, 2, 3, 4, generator=generator)
+    flow = first + 0.5
+    start = torch.randn(2, 2, 24, 32, generator=generator)
+    mask = torch.randn(2, 640, 3, 4, generator=generator)
+    # All weight on the start: it is moved by what the refinement changed, 0.5 cells of 8 px.
+    mask[:, 576:] = 100.0
+    up = convex_upsample_start(flow, mask, first, start)
+    torch.testing.assert_close(up, start + 4.0, rtol=0, atol=1e-4)
+    # None of it: RAFT's own upsampling.
+    mask[:, 576:] = -100.0
+    up = convex_upsample_start(flow, mask, first, start)
+    torch.testing.assert_close(up, convex_upsample(flow, mask[:, :576]), rtol=0, atol=1e-4)
+    # Half and half, pixel by pixel.
+    mask[:, 576:] = mask[:, :576].view(2, 9, 64, 3, 4).logsumexp(dim=1)
+    both = convex_upsample_start(flow, mask, first, start)
+    torch.testing.assert_close(both, (up + start + 4.0) / 2, rtol=0, atol=1e-4)

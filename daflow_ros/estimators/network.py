@@ -32,7 +32,7 @@ DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.
 #: The confidence published is the probability of an error below this many px (KITTI's outlier).
 CONFIDENCE_THRESHOLD = 3.0
 
-#: frames (1, F, 3, H, W) in [-1, 1], iterations, initial flow (1, 2, H/8, W/8) or None,
+#: frames (1, F, 3, H, W) in [-1, 1], iterations, initial flow (1, 2, H, W) px or None,
 #: hypotheses (1, K + M, 2, H, W) px or None.
 Predict = Callable[[Tensor, int, Tensor | None, Tensor | None], FlowOutput]
 
@@ -202,8 +202,7 @@ class NetworkEstimator:
         (padded,) = padder.pad(frames[0])
         initial = None
         if start is not None:
-            (start,) = padder.pad(start)
-            initial = F.avg_pool2d(start, 8) / 8
+            (initial,) = padder.pad(start)
         if others is not None:
             (others,) = padder.pad(others)
             others = others[None]

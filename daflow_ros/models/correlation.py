@@ -68,9 +68,9 @@ class CorrelationPyramid:
             hh, ww = maps.shape[-2:]
             xy = centre / 2**i + self.delta
             # max() guards one-cell maps, where RAFT's normalisation divides by zero.
-            grid = xy * torch.tensor(
-                [2.0 / max(ww - 1, 1), 2.0 / max(hh - 1, 1)], device=xy.device
-            ) - 1.0
+            # Filled on the device: a CUDA graph cannot capture a copy from the host.
+            scale = torch.cat([xy.new_full((1,), 2.0 / max(n - 1, 1)) for n in (ww, hh)])
+            grid = xy * scale - 1.0
             sampled = F.grid_sample(maps, grid, align_corners=True).reshape(b, h, w, -1)
             out.append(sampled)
         return torch.cat(out, dim=-1).permute(0, 3, 1, 2).contiguous()

@@ -162,7 +162,7 @@ class DAFlow(ModelMixin, ConfigMixin):
         for name, value in given.items():
             if name not in own:
                 raise ValueError(f'raft.{name}: not a parameter of this configuration')
-            if '.gru.conv' in name and name.endswith('weight'):
+            if name.startswith('update_block.gru.conv') and name.endswith('weight'):
                 last = first + self.config.feature_channels
                 value = torch.cat(
                     [value[:, :first], own[name][:, first:last], value[:, first:]], 1
@@ -334,7 +334,7 @@ class DAFlow(ModelMixin, ConfigMixin):
         Args:
             images: (B, F, 3, H, W) in [-1, 1], F >= 2.
             iterations: GRU updates.
-            initial_flow: (B (F - 1), 2, H/8, W/8) in 1/8-resolution px, or None.
+            initial_flow: (B (F - 1), 2, H, W) px, or None.
             diffusion_steps: 1 (from pure noise) to 50.
             noise: (B F, C, h, w) of the latent; None for the fixed noise.
             last_pair_only: only the pair of the last two frames; B takes the place of B (F - 1).

@@ -30,7 +30,12 @@ from daflow_ros.models.encoder import Encoder
 from daflow_ros.models.fusion import FlowFusion, Fused
 from daflow_ros.models.selector import Choice, HypothesisSelector
 from daflow_ros.models.update import Head, MotionEncoder, UpdateBlock
-from daflow_ros.models.upsampling import blend_along_edges, convex_upsample, upsample2
+from daflow_ros.models.upsampling import (
+    blend_along_edges,
+    convex_upsample,
+    convex_upsample_start,
+    upsample2,
+)
 from daflow_ros.models.weighted_median import median_along_edges
 
 
@@ -47,7 +52,8 @@ class FlowOutput:
         choice: of the selector, or None without one.
         laplace: parameters of a mixture of two Laplace distributions of the end-point error,
             or None without a confidence head: ``(B, 4, H, W)`` two weight logits and two log
-            scales from a fusion, ``(B, 3, H, W)`` with log b1 alone (log b2 = 0) else.
+            scales from a fusion or with ``start_detail``, ``(B, 3, H, W)`` with log b1 alone
+            (log b2 = 0) else.
         correlation: ``(B, H/8 * W/8, H/8 * W/8)`` all-pairs correlation (training only).
     """
 
@@ -114,6 +120,8 @@ class RAFT(ModelMixin, ConfigMixin):
             ECCV 2024, section 3.2).
         opening: side in px, odd, of a morphological opening of the image's brightness that the
             encoders see as a fourth channel; 0 for none.
+        start_detail: let the convex upsampling choose the start of the refinement as well, moved
+            by what the iterations changed: it has detail that 1/8 of the resolution has not.
         num_hypotheses: flow hypotheses from outside that a :class:`FlowFusion` weighs against
             the refined flow, in ``fusion_rounds`` rounds; 0 for none. ``num_backward`` flows
             back come with them.
@@ -148,6 +156,7 @@ class RAFT(ModelMixin, ConfigMixin):
         num_hypotheses: int = 0,
         num_backward: int = 0,
         fusion_rounds: int = 1,
+        start_detail: bool = False,
     ) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
@@ -177,6 +186,7 @@ class RAFT(ModelMixin, ConfigMixin):
             gru,
             mask_dim,
             negative_slope,
+            9 + start_detail,
         )
         self.fusion: FlowFusion | None = None
         if num_hypotheses:
@@ -187,7 +197,7 @@ class RAFT(ModelMixin, ConfigMixin):
             self.matching = MatchingFeatures(dims[1], feature_dim + extra_context_dim)
         self.laplace_head: Head | None = None
         if confidence_head and not num_hypotheses:
-            self.laplace_head = Head(hidden_dim, hidden_dim, 3)
+            self.laplace_head = Head(hidden_dim, hidden_dim, 4 if start_detail else 3)
 
     def encode(self, images: Tensor) -> PairFeatures:
         """Encode a clip ``(B, F, 3, H, W)`` in [-1, 1]; each frame is encoded once."""
@@ -230,8 +240,8 @@ class RAFT(ModelMixin, ConfigMixin):
                 1/sqrt(feature_dim) regardless, so that channels that are zero leave RAFT
                 unchanged. ``inp`` has ``context_dim + extra_context_dim`` channels.
             iterations: number of GRU updates, 0 or more.
-            initial_flow: ``(B, 2, h, w)`` in 1/8-resolution px, or None for the chosen
-                hypotheses, or zero where there are none.
+            initial_flow: ``(B, 2, 8h, 8w)`` px, or None for the chosen hypotheses, or
+                for zero where there are none.
             hypotheses: ``(B, K + M, 2, 8h, 8w)`` px at full resolution, the flows back last.
 
         Raises:
@@ -257,7 +267,7 @@ class RAFT(ModelMixin, ConfigMixin):
             log_shares, candidates = choice.log_shares.detach(), choice.candidates.detach()
             chosen = (log_shares.exp()[:, :, None] * candidates).sum(dim=1)
         if initial_flow is not None:
-            flow = initial_flow.float()
+            flow = F.avg_pool2d(initial_flow.float(), 8) / 8
         elif hypotheses is not None:
             flow = F.avg_pool2d(chosen, 2) / 2
         else:
@@ -294,7 +304,14 @@ class RAFT(ModelMixin, ConfigMixin):
                 laplace = F.interpolate(self.laplace_head(net).float(), scale_factor=8)
         else:
             mask = 0.25 * self.update_block.mask(net)
-            up = convex_upsample(flow, mask)
+            if self.config.start_detail:
+                start = torch.zeros_like(features.image1[:, :2])
+                if initial_flow is not None:
+                    start = initial_flow.float()
+                up = convex_upsample_start(flow, mask, flows[0], start)
+                mask = mask[:, : 9 * 64]
+            else:
+                up = convex_upsample(flow, mask)
             if self.laplace_head is not None:
                 laplace = convex_upsample(self.laplace_head(net), mask, magnitude=1)
         return FlowOutput(up, flows, laplace, pyramid.volume if self.training else None)
@@ -381,6 +398,26 @@ RAFT_SMALL = {
     'head_dim': 128,
     'gru': 'conv',
     'mask_dim': 0,
+}
+
+#: Finds flow by itself, from no motion, and tells its confidence.
+RAFT_MATCHER: dict[str, Any] = {
+    'block': 'residual',
+    'encoder_dims': (64, 96, 128),
+    'encoder_depths': (1, 1, 2),
+    'feature_dim': 128,
+    'context_norm': 'instance',
+    'hidden_dim': 96,
+    'context_dim': 96,
+    'corr_dims': (192, 128),
+    'flow_dims': (64, 32),
+    'motion_dim': 112,
+    'head_dim': 192,
+    'mask_dim': 192,
+    'negative_slope': 0.1,
+    'confidence_head': True,
+    'opening': 9,
+    'start_detail': True,
 }
 
 RAFT_TINY: dict[str, Any] = {

@@ -153,7 +153,7 @@ class SEARAFT(ModelMixin, ConfigMixin):
             image1: ``(B, 3, H, W)`` in [-1, 1], H and W divisible by 8.
             image2: likewise.
             iterations: refinements, 0 or more; None for the configuration's.
-            initial_flow: ``(B, 2, H/8, W/8)`` in 1/8-resolution px, instead of the regressed one.
+            initial_flow: ``(B, 2, H, W)`` px, instead of the regressed one.
 
         Returns:
             ``laplace`` is ``(B, 4, H, W)``: two weight logits, two raw log scales.
@@ -170,7 +170,9 @@ class SEARAFT(ModelMixin, ConfigMixin):
         both = self.init_conv(self.cnet(torch.cat([image1, image2], dim=1)))
         net, context = both.split(self.dim, dim=1)
         update = self.flow_head(net)
-        flow = update[:, :2].float() if initial_flow is None else initial_flow.float()
+        flow = update[:, :2].float()
+        if initial_flow is not None:
+            flow = F.avg_pool2d(initial_flow.float(), 8) / 8
         flows = [flow]
         if count:
             fmap1, fmap2 = self.fnet(torch.cat([image1, image2])).chunk(2)

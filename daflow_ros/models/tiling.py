@@ -69,7 +69,7 @@ def predict_tiled(
         predict: the network.
         frames: ``(B, F, 3, H, W)``, H and W multiples of ``multiple``.
         iterations: refinement iterations.
-        initial_flow: ``(B, 2, H/8, W/8)`` or None.
+        initial_flow: ``(B, 2, H, W)`` px, or None.
         hypotheses: ``(B, K + M, 2, H, W)`` or None.
         pixel_budget: px of a tile at most.
         multiple: what a tile's sides have to divide by.
@@ -103,8 +103,7 @@ def predict_tiled(
             rows, columns = slice(top, top + tile_h), slice(left, left + tile_w)
             start = None
             if initial_flow is not None:
-                low_rows = slice(top // 8, (top + tile_h) // 8)
-                start = initial_flow[..., low_rows, left // 8 : (left + tile_w) // 8]
+                start = initial_flow[..., rows, columns]
             others = None if hypotheses is None else hypotheses[..., rows, columns]
             out = predict(frames[..., rows, columns], iterations, start, others)
             weight = _ramp(top, tile_h, height, overlap)[:, None] * _ramp(

@@ -111,6 +111,7 @@ class UpdateBlock(nn.Module):
         gru: str,
         mask_dim: int,
         negative_slope: float = 0.0,
+        candidates: int = 9,
     ) -> None:
         super().__init__()
         grus = {'conv': ConvGRU, 'sep': SepConvGRU}
@@ -124,7 +125,7 @@ class UpdateBlock(nn.Module):
             self.mask = nn.Sequential(
                 nn.Conv2d(hidden_dim, mask_dim, 3, padding=1),
                 nn.ReLU(),
-                nn.Conv2d(mask_dim, 64 * 9, 1),
+                nn.Conv2d(mask_dim, 64 * candidates, 1),
             )
 
     def forward(

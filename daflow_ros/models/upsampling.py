@@ -40,6 +40,28 @@ def convex_upsample(
     return up.permute(0, 1, 4, 2, 5, 3).reshape(b, c, factor * h, factor * w)
 
 
+def convex_upsample_start(
+    flow: Tensor, mask: Tensor, first: Tensor, start: Tensor, factor: int = 8
+) -> Tensor:
+    """As :func:`convex_upsample`, but the start of the refinement is a tenth candidate.
+
+    Args:
+        flow: ``(B, 2, h, w)`` at 1/factor resolution; first: what it was refined from.
+        mask: ``(B, 10 factor^2, h, w)`` logits.
+        start: ``(B, 2, factor h, factor w)`` px, the start at full resolution; it is moved by
+            ``flow - first``.
+        factor: of the size.
+    """
+    b, _, h, w = flow.shape
+    moved = F.interpolate(flow - first, scale_factor=factor, mode='bilinear', align_corners=False)
+    moved = (start + factor * moved).view(b, 2, 1, h, factor, w, factor)
+    patches = F.unfold(factor * flow.float(), 3, padding=1).view(b, 2, 9, 1, 1, h, w)
+    weights = mask.float().view(b, 1, 10, factor, factor, h, w).softmax(dim=2)
+    up = (weights[:, :, :9] * patches).sum(dim=2)
+    up = up + (weights[:, :, 9:] * moved.permute(0, 1, 2, 4, 6, 3, 5)).sum(dim=2)
+    return up.permute(0, 1, 4, 2, 5, 3).reshape(b, 2, factor * h, factor * w)
+
+
 def guided_upsample(
     field: Tensor, image: Tensor, factor: int = 4, colour: float = 0.12, reach: float = 0.7
 ) -> Tensor:

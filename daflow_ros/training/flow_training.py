@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,7 @@ from daflow_ros.models.cues import hypothesis_cues
 from daflow_ros.models.daflow import DAFlow
 from daflow_ros.models.raft import RAFT, FlowOutput
 from daflow_ros.training.clip_store import Sample, StoredClips, flip
+from daflow_ros.training.disturbed import disturbed
 from daflow_ros.training.losses import (
     choice_loss,
     laplace_nll,
@@ -28,10 +30,11 @@ from daflow_ros.training.sprites import open_imagery
 from daflow_ros.training.tone import random_tone
 from daflow_ros.training.trainer import Trainer, TrainingConfig
 from daflow_ros.training.video_clips import VideoClips
+from daflow_ros.training.window_stream import WindowSize, WindowStore, WindowStream
 
 
 def warm_start(flow: Tensor, generator: torch.Generator) -> Tensor:
-    """True flow as a coarser level would have found it, ``(B, 2, H/8, W/8)`` in 1/8 px.
+    """True flow as a coarser level would have found it, ``(B, 2, H, W)`` px.
 
     Smoothed over a quarter-size grid, displaced by smooth noise and, in patches, left out.
     """
@@ -43,12 +46,8 @@ def warm_start(flow: Tensor, generator: torch.Generator) -> Tensor:
     )
     noise = torch.randn(coarse.shape, generator=g, device=flow.device)
     kept = torch.rand((b, 1, *coarse.shape[-2:]), generator=g, device=flow.device) > 0.08
-    return F.interpolate(
-        (coarse + amount * noise) * kept,
-        size=(h // 8, w // 8),
-        mode='bilinear',
-        align_corners=False,
-    )
+    start = 8 * (coarse + amount * noise) * kept
+    return F.interpolate(start, size=(h, w), mode='bilinear', align_corners=False)
 
 
 def clip_source(
@@ -75,6 +74,8 @@ def degrade_batch(frames: Tensor, share: float, generator: torch.Generator) -> T
 FASTEST = 400.0
 #: Batches over which the cues' mean and deviation are taken.
 NORMALISING = 16
+#: Steps from one look for new windows to the next.
+REFRESH = 25
 
 
 class ClipTrainer(Trainer):
@@ -103,13 +104,44 @@ class FlowTrainer(ClipTrainer):
         super().__init__(config)
         self.fuses = raft_of(self.network).fusion is not None
         self.stored: StoredClips | None = None
-        if config.clips is not None:
+        self.stream: WindowStream | None = None
+        self.store: WindowStore | None = None
+        if config.workers:
+            self.store = self._store(config)
+        elif config.clips is not None:
             rank, world = self.accelerator.process_index, self.accelerator.num_processes
             self.stored = StoredClips(config.clips, rank, world)
         else:
             self.scenes = clip_source(config, self.device)
         if self.fuses and config.selector_rate and not raft_of(self.network).selector.mean.any():
             self._normalise()
+
+    def _store(self, config: TrainingConfig) -> WindowStore:
+        """Workers at their work, and the first windows.
+
+        Raises:
+            ValueError: clips of more than two frames, no imagery, or a network with hypotheses.
+        """
+        if config.frames != 2 or config.imagery is None or self.fuses:
+            raise ValueError(
+                'workers draw windows of two frames from imagery, without hypotheses'
+            )
+        rank = self.accelerator.process_index
+        seed = config.seed + 7919 * rank + 104729 * self.step
+        size = WindowSize(config.size, config.size)
+        self.stream = WindowStream(config.imagery, config.workers, size=size, seed=seed)
+        store = WindowStore(self.stream.windows, self.device)
+        while store.refresh() < config.batch:
+            time.sleep(0.2)
+        return store
+
+    def run(self) -> None:
+        """Train to the last step; workers end with it."""
+        try:
+            super().run()
+        finally:
+            if self.stream is not None:
+                self.stream.close()
 
     def _normalise(self) -> None:
         """Give a new selector mean and deviation of its cues."""
@@ -151,6 +183,11 @@ class FlowTrainer(ClipTrainer):
     def sample(self) -> Sample:
         """The next batch, degraded, with hypotheses where the network fuses some."""
         config = self.config
+        if self.store is not None:
+            if self.step % REFRESH == 0:
+                self.store.refresh()
+            frames, flow = self.store.batch(config.batch, self.generator)
+            return Sample(frames, flow, torch.zeros_like(flow[:, :1], dtype=torch.bool), None)
         if self.stored is not None:
             sample = self.stored.batch(self.step, config.batch, self.device)
             return flip(sample.crop(config.size, self.generator), self.generator)
@@ -165,6 +202,13 @@ class FlowTrainer(ClipTrainer):
         sample = Sample(frames, clip.flow[:, -1], clip.occluded[:, -1], hypotheses)
         return flip(sample, self.generator)
 
+    def start(self, flow: Tensor) -> Tensor | None:
+        """What the refinement of a batch starts from, ``(B, 2, H, W)`` px or None."""
+        if self.store is not None:
+            return disturbed(flow, self.generator, 1 - self.config.warm_starts)
+        draw = torch.rand((1,), generator=self.generator, device=self.generator.device)
+        return warm_start(flow, self.generator) if float(draw) < self.config.warm_starts else None
+
     def loss(self) -> tuple[Tensor, dict[str, float]]:
         """Loss of the next batch, and the figures that are logged."""
         config = self.config
@@ -173,10 +217,7 @@ class FlowTrainer(ClipTrainer):
         valid = (flow.norm(dim=1, keepdim=True) < FASTEST).float()
         # Half precision may have made it infinite, and 0 times that is not 0.
         flow = flow.where(valid > 0, 0)
-        start = None
-        draw = torch.rand((1,), generator=self.generator, device=self.generator.device)
-        if float(draw) < config.warm_starts:
-            start = warm_start(flow, self.generator)
+        start = self.start(flow)
         with self.accelerator.autocast():
             output: FlowOutput = predict(
                 self.model,

@@ -9,6 +9,7 @@ keep the fine detail of photographs, which `scenes.py` loses by sampling twice.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from daflow_ros.training.sprites import filled
+from daflow_ros.training.sprites import filled, read_cut_out, sprite_files
 from daflow_ros.training.textures import IMAGE_SUFFIXES
 
 #: Of the frames, px.
@@ -78,23 +79,29 @@ def read_sprites(folder: Path) -> list[NDArray[np.uint8]]:
     Raises:
         FileNotFoundError: none.
     """
-    sprites = []
-    for path in tqdm(sorted(folder.glob('*.png')), desc='sprites', unit='img'):
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if image is None or image.ndim != 3 or image.shape[2] != 4:
-            continue
-        if image.dtype != np.uint8:
-            image = (image // 256).astype(np.uint8)
-        side = max(image.shape[:2])
-        if side > LARGEST_SPRITE:
-            scale = LARGEST_SPRITE / side
-            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        if side >= SMALLEST_SPRITE and 0.05 < image[..., 3].mean() / 255 < 0.98:
-            rgba = np.concatenate([filled(image), image[..., 3:]], axis=2)
-            sprites.append(rgba.clip(0, 255).astype(np.uint8))
+    paths = sprite_files(folder)
+    with ThreadPoolExecutor() as pool:
+        read = tqdm(pool.map(_read_sprite, paths), 'sprites', len(paths), unit='img')
+        sprites = [sprite for sprite in read if sprite is not None]
     if not sprites:
-        raise FileNotFoundError(f'{folder}: no PNG pictures with transparency')
+        raise FileNotFoundError(f'{folder}: no pictures with transparency')
     return sprites
+
+
+def _read_sprite(path: Path) -> NDArray[np.uint8] | None:
+    image = read_cut_out(path)
+    if image is None:
+        return None
+    side = max(image.shape[:2])
+    if side > LARGEST_SPRITE:
+        scale = LARGEST_SPRITE / side
+        image = np.asarray(
+            cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8
+        )
+    if side < SMALLEST_SPRITE or not 0.05 < image[..., 3].mean() / 255 < 0.98:
+        return None
+    rgba = np.concatenate([filled(image), image[..., 3:]], axis=2)
+    return rgba.clip(0, 255).astype(np.uint8)
 
 
 class FlyingPairs:

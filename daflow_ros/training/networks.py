@@ -15,7 +15,7 @@ from daflow_ros.flow.hypotheses import HYPOTHESES, dis_hypotheses
 from daflow_ros.flow.mending import mended
 from daflow_ros.flow.preparation import stretch_range
 from daflow_ros.models.daflow import DAFLOW_TINY, DAFlow
-from daflow_ros.models.raft import RAFT, RAFT_TINY, FlowOutput
+from daflow_ros.models.raft import RAFT, RAFT_MATCHER, RAFT_TINY, FlowOutput
 
 
 def load_folder(folder: str | Path) -> RAFT | DAFlow:
@@ -41,7 +41,8 @@ def build_network(
     """A network to train.
 
     Args:
-        name: 'raft_tiny', 'daflow_tiny', or a folder.
+        name: 'raft_tiny', 'daflow_tiny', 'raft_matcher', 'daflow_matcher' (RAFT_MATCHER, without
+            hypotheses), or a folder.
         start: folder of weights to begin from: the same class, or a RAFT to put into a DA-Flow.
         backbone: folder of a DA-Flow whose transformer and null text are taken over.
 
@@ -51,8 +52,11 @@ def build_network(
     network: Any
     if name == 'raft_tiny':
         network = RAFT(**RAFT_TINY)
-    elif name == 'daflow_tiny':
-        network = DAFlow(**DAFLOW_TINY)
+    elif name == 'raft_matcher':
+        network = RAFT(**RAFT_MATCHER)
+    elif name in ('daflow_tiny', 'daflow_matcher'):
+        raft = RAFT_TINY if name == 'daflow_tiny' else RAFT_MATCHER
+        network = DAFlow(**{**DAFLOW_TINY, 'raft_config': raft})
         # Restoration from nothing, 200 steps: squared error 0.055 against 0.081 of torch's start.
         network.transformer.initialise()
     else:

@@ -8,6 +8,7 @@ animals, trees and things, cut out by their transparency, have them too.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -31,11 +32,24 @@ def filled(image: np.ndarray) -> np.ndarray:
     return np.asarray(colour * alpha + around * (1 - alpha), dtype=np.float32)
 
 
+def sprite_files(folder: str | Path) -> list[Path]:
+    """PNG and WebP files of a folder, sorted."""
+    return sorted(p for p in Path(folder).glob('*') if p.suffix.lower() in ('.png', '.webp'))
+
+
+def read_cut_out(path: Path) -> np.ndarray | None:
+    """BGRA, uint8 ``(h, w, 4)``; None for a picture that is opaque or cannot be read."""
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None or image.ndim != 3 or image.shape[2] != 4:
+        return None
+    return np.asarray(image if image.dtype == np.uint8 else image // 256, np.uint8)
+
+
 class SpriteBank:
     """Pictures with transparency, held on the device.
 
     Args:
-        folder: of PNG files with an alpha channel; those without are passed over.
+        folder: of PNG or WebP files with an alpha channel; those without are passed over.
         size: side in px of the square that each is fitted into.
         device: where they are held (uint8, 4 * size^2 bytes each).
 
@@ -46,27 +60,32 @@ class SpriteBank:
     def __init__(
         self, folder: str | Path, size: int = 256, device: torch.device | str = 'cpu'
     ) -> None:
-        sprites = []
-        for path in tqdm(sorted(Path(folder).glob('*.png')), desc='sprites', unit='img'):
-            image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-            if image is None or image.ndim != 3 or image.shape[2] != 4:
-                continue
-            if image.dtype != np.uint8:
-                image = (image // 256).astype(np.uint8)
-            rgba = np.concatenate([filled(image), image[..., 3:]], axis=2)
-            scale = (size - 4) / max(image.shape[:2])
-            width, height = (max(4, round(n * scale)) for n in (image.shape[1], image.shape[0]))
-            how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-            rgba = cv2.resize(rgba, (width, height), interpolation=how)
-            top, left = (size - height) // 2, (size - width) // 2
-            borders = (top, size - height - top, left, size - width - left)
-            square = cv2.copyMakeBorder(rgba, *borders, cv2.BORDER_REPLICATE)
-            square[:top, :, 3] = square[top + height :, :, 3] = 0
-            square[:, :left, 3] = square[:, left + width :, 3] = 0
-            sprites.append(torch.from_numpy(square.clip(0, 255).astype(np.uint8)))
+        paths = sprite_files(folder)
+        with ThreadPoolExecutor() as pool:
+            read = pool.map(lambda path: self._square(path, size), paths)
+            squares = list(tqdm(read, 'sprites', len(paths), unit='img'))
+        sprites = [torch.from_numpy(square) for square in squares if square is not None]
         if not sprites:
-            raise FileNotFoundError(f'{folder}: no PNG pictures with transparency')
+            raise FileNotFoundError(f'{folder}: no pictures with transparency')
         self.pictures = torch.stack(sprites).permute(0, 3, 1, 2).to(device)
+
+    @staticmethod
+    def _square(path: Path, size: int) -> np.ndarray | None:
+        """RGBA, uint8 ``(size, size, 4)``."""
+        image = read_cut_out(path)
+        if image is None:
+            return None
+        rgba = np.concatenate([filled(image), image[..., 3:]], axis=2)
+        scale = (size - 4) / max(image.shape[:2])
+        width, height = (max(4, round(n * scale)) for n in (image.shape[1], image.shape[0]))
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        rgba = cv2.resize(rgba, (width, height), interpolation=how)
+        top, left = (size - height) // 2, (size - width) // 2
+        borders = (top, size - height - top, left, size - width - left)
+        square = cv2.copyMakeBorder(rgba, *borders, cv2.BORDER_REPLICATE)
+        square[:top, :, 3] = square[top + height :, :, 3] = 0
+        square[:, :left, 3] = square[:, left + width :, 3] = 0
+        return np.asarray(square.clip(0, 255), np.uint8)
 
     def sample(self, count: int, size: int, generator: torch.Generator) -> Tensor:
         """RGBA ``(count, 4, size, size)`` in [0, 1], half of them mirrored, recoloured."""

@@ -29,13 +29,17 @@ class TrainingConfig:
     """Settings of a run; the YAML given to ``daflow train flow --config`` has these keys.
 
     Attributes:
-        model: 'raft_tiny', 'daflow_tiny', or a folder written by ``save_pretrained``.
+        model: 'raft_tiny', 'daflow_tiny', 'raft_matcher', 'daflow_matcher', or a folder written by
+            ``save_pretrained``.
         start: folder whose weights start the run (a RAFT also starts a DA-Flow), or None.
         backbone: folder of a DA-Flow whose transformer is taken over, after ``start``, or None.
         imagery: folder of photographs (``daflow imagery``), or None for procedural textures.
         clips: folder of degraded clips that ``daflow clips --degrade`` wrote, or None to draw
             them while training; ``imagery``, ``reach``, ``degraded`` and ``reuse`` then have no
             part.
+        workers: processes that draw flying pairs and scenes from ``imagery`` and degrade them
+            ahead of the trainer (``window_stream.py``, the training mix always); 0 for none.
+            ``reach``, ``degraded`` and ``reuse`` then have no part.
         video: folder of clean recordings to train on instead of generated scenes, or None.
         teacher, teacher_weights: estimator that gives the flow of such video.
         frames: of a clip; the flow of its last pair is trained.
@@ -52,7 +56,8 @@ class TrainingConfig:
         reach: largest camera translation as a share of the side.
         degraded: share of batches that are degraded (the mix is degradation.random_degradation's).
         warm_starts: share of steps that start from a disturbed true flow, as the finer levels of
-            coarse-to-fine inference do.
+            coarse-to-fine inference do; with ``workers`` the share of windows that start from one
+            as a choice among hypotheses leaves it (``disturbed.py``).
         reuse: steps that share a generated batch, each with its own degradation and flips.
         balance: px, of :func:`sequence_loss`.
         matching_weight, selection_weight, confidence_weight: of the further losses.
@@ -67,6 +72,7 @@ class TrainingConfig:
     backbone: str | None = None
     imagery: str | None = None
     clips: str | None = None
+    workers: int = 0
     video: str | None = None
     teacher: str = 'sea_raft_m'
     teacher_weights: str | None = None
