@@ -4,6 +4,7 @@
 import cv2
 import numpy as np
 import pytest
+from pictures import photograph
 
 from daflow_ros.training.clip_store import StoredClips, degrade_clips, write_flying_clips
 from daflow_ros.training.flying import FlyingPairs, Layer, draw, exact_flow, outline
@@ -17,20 +18,10 @@ def imagery(tmp_path_factory):
     for name in ('photos', 'sprites'):
         (folder / name).mkdir()
 
-    def picture(height, width):
-        layers = [
-            cv2.resize(
-                rng.normal(0, 30, (height // step, width // step, 3)), (width, height),
-                interpolation=cv2.INTER_CUBIC,
-            )
-            for step in (4, 16, 64)
-        ]  # fmt: skip
-        return np.clip(128 + sum(layers), 0, 255).astype(np.uint8)
-
     for i in range(3):
-        cv2.imwrite(str(folder / 'photos' / f'{i}.png'), picture(600, 800))
+        cv2.imwrite(str(folder / 'photos' / f'{i}.png'), photograph(rng, 600, 800))
     for i in range(2):
-        rgba = np.dstack([picture(256, 256), outline(np.random.default_rng(i))])
+        rgba = np.dstack([photograph(rng, 256, 256), outline(np.random.default_rng(i))])
         cv2.imwrite(str(folder / 'sprites' / f'{i}.png'), rgba)
     return folder
 

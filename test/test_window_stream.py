@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from pictures import photograph
 from safetensors.torch import load_file
 
 from daflow_ros.training.disturbed import disturbed
@@ -21,17 +22,6 @@ from daflow_ros.training.window_stream import (
     bend,
     window,
 )
-
-
-def photograph(rng, height, width):
-    layers = [
-        cv2.resize(
-            rng.normal(0, 30, (height // step, width // step, 3)), (width, height),
-            interpolation=cv2.INTER_CUBIC,
-        )
-        for step in (4, 16, 64)
-    ]  # fmt: skip
-    return np.clip(128 + sum(layers), 0, 255).astype(np.uint8)
 
 
 def warp_error(frames, flow, inner=24):
