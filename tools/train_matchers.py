@@ -63,11 +63,11 @@ class Settings:
     device: str
 
 
-def build(kind: str, settings: Settings) -> RAFT | DAFlow:
+def build(kind: str, settings: Settings, start: str | None) -> RAFT | DAFlow:
     """A matcher; the diffusion branch begins from a trained transformer and its heads."""
     torch.manual_seed(0)
     if kind == 'raft':
-        return build_network('raft_matcher', settings.start)
+        return build_network('raft_matcher', start)
     network = build_network('daflow_matcher')
     given = load_folder(settings.transformer).float().state_dict()
     rest = {name: value for name, value in given.items() if not name.startswith('raft.')}
@@ -225,7 +225,7 @@ def train(
     torch.backends.cuda.matmul.allow_tf32 = True
     output = Path(settings.output)
     trunk = output / 'trunk.safetensors'
-    network = build(kind, settings)
+    network = build(kind, settings, settings.start if barrier is None else None)
     store = WindowStore(windows, torch.device(settings.device))
     stage = Stage(network, store, settings)
     if barrier is not None:
@@ -330,11 +330,14 @@ def main() -> None:
     try:
         for process in processes:
             process.start()
-        for process in processes:
+        processes[0].join()
+        for process in processes[1:]:
+            if processes[0].exitcode:  # there is no trunk to go on from
+                process.terminate()
             process.join()
     finally:
         stream.close()
-    raise SystemExit(max(process.exitcode or 0 for process in processes))
+    raise SystemExit(any(process.exitcode for process in processes))
 
 
 if __name__ == '__main__':

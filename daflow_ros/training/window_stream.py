@@ -7,6 +7,7 @@ and the trainer keeps the last few thousand windows on its device.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import multiprocessing.connection
 import signal
@@ -179,6 +180,8 @@ class WindowStream:
             target=_supervise, args=(self.windows, Path(imagery), seed)
         )
         self.supervisor.start()
+        # Python would wait for the workers for ever.
+        atexit.register(self.close)
 
     def close(self) -> None:
         """End the workers and delete the windows."""
@@ -195,14 +198,16 @@ def _supervise(windows: Windows, imagery: Path, seed: int) -> None:
         torch.set_num_threads(1)
         drawer = _Drawer(imagery)
         context = multiprocessing.get_context('fork')
-        # They end with this process; so does it when one of them fails.
+        # They end with this process; it ends when one of them fails, or who asked for windows.
         processes = [
             context.Process(target=_work, args=(drawer, windows, number, seed), daemon=True)
             for number in range(windows.workers)
         ]
         for process in processes:
             process.start()
-        multiprocessing.connection.wait([process.sentinel for process in processes])
+        parent = multiprocessing.parent_process()
+        ends = [process.sentinel for process in (*processes, parent) if process is not None]
+        multiprocessing.connection.wait(ends)
     finally:
         windows.ended.touch()
     sys.exit(1)
