@@ -46,6 +46,18 @@ def test_second_frame_warped_back_is_the_first(imagery):
     assert np.median(seen) < 0.3
 
 
+def test_plain_surfaces_move_as_before(imagery):
+    extreme, flows = [], []
+    for plain in (0.0, 1.0):
+        pairs = FlyingPairs(imagery, plain)
+        every = [pairs(np.random.default_rng(seed)) for seed in range(12)]
+        flows.append(np.stack([flow for _, flow, _ in every]))
+        grey = np.stack([frames[0].mean(axis=-1) for frames, _, _ in every])
+        extreme.append(((grey < 12) | (grey > 250)).mean())
+    assert np.array_equal(*flows)
+    assert extreme[1] > extreme[0] + 0.05
+
+
 def test_flow_of_a_known_motion():
     rng = np.random.default_rng(1)
     colour = rng.uniform(0, 255, (800, 1200, 3)).astype(np.float32)

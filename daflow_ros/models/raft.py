@@ -13,7 +13,7 @@ Parameter names are those of the official checkpoints (princeton-vl/RAFT).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from daflow_ros.flow.hypotheses import BACKWARD, NUM_HYPOTHESES
 from daflow_ros.models.agreement import MatchingFeatures
+from daflow_ros.models.blending import FlowBlend, blend_flows
 from daflow_ros.models.correlation import CorrelationPyramid, coords_grid
 from daflow_ros.models.cues import hypothesis_cues, opening
 from daflow_ros.models.encoder import Encoder
@@ -95,6 +96,15 @@ def laplace_scales(laplace: Tensor) -> Tensor:
     return laplace[:, 2:].clamp(-3, 6)
 
 
+def expected_error(laplace: Tensor) -> Tensor:
+    """Mean of the mixture that ``laplace`` describes, ``(B, H, W)`` px."""
+    return (laplace[:, :2].softmax(dim=1) * laplace_scales(laplace).exp()).sum(dim=1)
+
+
+#: GRU updates of the matcher for each of the network's own, and at most.
+MATCHER_ITERATIONS, MOST_MATCHER_ITERATIONS = 6, 12
+
+
 class RAFT(ModelMixin, ConfigMixin):
     """RAFT with a configurable size.
 
@@ -125,6 +135,12 @@ class RAFT(ModelMixin, ConfigMixin):
         num_hypotheses: flow hypotheses from outside that a :class:`FlowFusion` weighs against
             the refined flow, in ``fusion_rounds`` rounds; 0 for none. ``num_backward`` flows
             back come with them.
+        matcher_config: of a second RAFT, which finds the flow of the same images from no motion
+            and without hypotheses; a :class:`FlowBlend` weighs it against the fused flow. Needs
+            ``num_hypotheses``.
+
+    Raises:
+        ValueError: a matcher beside nothing that is fused, or one that fuses itself.
     """
 
     config_name = 'config.json'
@@ -157,6 +173,7 @@ class RAFT(ModelMixin, ConfigMixin):
         num_backward: int = 0,
         fusion_rounds: int = 1,
         start_detail: bool = False,
+        matcher_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
@@ -195,6 +212,12 @@ class RAFT(ModelMixin, ConfigMixin):
             )
             self.selector = HypothesisSelector(num_hypotheses)
             self.matching = MatchingFeatures(dims[1], feature_dim + extra_context_dim)
+        self.matcher: RAFT | None = None
+        if matcher_config is not None:
+            self.matcher = RAFT(**matcher_config)
+            if not num_hypotheses or self.matcher.fusion is not None:
+                raise ValueError('a matcher has no hypotheses, and goes beside a RAFT with some')
+            self.blend = FlowBlend()
         self.laplace_head: Head | None = None
         if confidence_head and not num_hypotheses:
             self.laplace_head = Head(hidden_dim, hidden_dim, 4 if start_detail else 3)
@@ -296,6 +319,8 @@ class RAFT(ModelMixin, ConfigMixin):
                 fused, flows, hypotheses, features.image1, features.image2, correlation
             )
             output.choice = choice
+            if self.matcher is not None and iterations:
+                output = self._blend(output, features, iterations, hypotheses)
             return output
         laplace = None
         if self.update_block.mask is None:
@@ -327,6 +352,27 @@ class RAFT(ModelMixin, ConfigMixin):
         first = self.matching(features.quarter1, features.fmap1)
         second = self.matching(features.quarter2, features.fmap2)
         return backward, self.selector(cues, about, forward, first, second)
+
+    def _blend(
+        self, output: FlowOutput, features: PairFeatures, iterations: int, hypotheses: Tensor
+    ) -> FlowOutput:
+        """The fused flow and the matcher's, by what tells which of them holds."""
+        assert self.matcher is not None and output.laplace is not None
+        image1, image2 = features.image1, features.image2
+        with torch.no_grad():  # trained by itself
+            count = min(MATCHER_ITERATIONS * iterations, MOST_MATCHER_ITERATIONS)
+            seen = self.matcher.encode(torch.stack([image1, image2], dim=1))
+            matched = self.matcher.refine(seen, count)
+        assert matched.laplace is not None
+        flow, laplace = blend_flows(
+            self.blend,
+            (image1, image2),
+            torch.stack([output.flow, matched.flow], dim=1),
+            torch.stack([expected_error(x) for x in (output.laplace, matched.laplace)], dim=1),
+            hypotheses[:, : self.config.num_hypotheses],
+            [(seen.fmap1, seen.fmap2), (seen.quarter1, seen.quarter2)],
+        )
+        return replace(output, flow=flow, laplace=laplace)
 
     def _upsample(
         self,

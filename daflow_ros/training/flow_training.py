@@ -115,6 +115,8 @@ class FlowTrainer(ClipTrainer):
             self.scenes = clip_source(config, self.device)
         if self.fuses and config.selector_rate and not raft_of(self.network).selector.mean.any():
             self._normalise()
+        if config.matcher is not None and not raft_of(self.network).blend.mean.any():
+            self._normalise_blend()
 
     def _store(self, config: TrainingConfig) -> WindowStore:
         """Workers at their work, and the first windows.
@@ -165,13 +167,37 @@ class FlowTrainer(ClipTrainer):
             selector.mean.copy_(x.mean(dim=(0, 2, 3)))
             selector.deviation.copy_(x.std(dim=(0, 2, 3)) + 1e-3)
 
+    @torch.no_grad()
+    def _normalise_blend(self) -> None:
+        """Give a new blend mean and deviation of its cues."""
+        every: list[Tensor] = []
+        blend = raft_of(self.network).blend
+        hook = blend.register_forward_pre_hook(lambda _, given: every.append(given[0].cpu()))
+        for index in range(NORMALISING):
+            if self.stored is not None:
+                sample = self.stored.batch(index, self.config.batch, self.device)
+            else:
+                sample = self.sample()
+            count = self.config.iterations
+            predict(
+                self.network, sample.frames, count, None, self.generator, sample.hypotheses
+            )
+        hook.remove()
+        cues = torch.cat(every)
+        for network in (self.network, self.averaged):
+            blend = raft_of(network).blend
+            blend.mean.copy_(cues.mean(dim=(0, 2, 3)))
+            blend.deviation.copy_(cues.std(dim=(0, 2, 3)) + 1e-2)
+
     def build(self) -> torch.nn.Module:
         """See :func:`build_network`."""
         config = self.config
-        return build_network(config.model, config.start, config.backbone)
+        return build_network(config.model, config.start, config.backbone, config.matcher)
 
     def trains(self, name: str) -> bool:
-        """All but a frozen transformer and selector."""
+        """All but a frozen transformer and selector; with a new matcher, the blend alone."""
+        if self.config.matcher is not None:
+            return name.removeprefix('raft.').startswith('blend.')
         if name.removeprefix('raft.').startswith('selector.'):
             return self.config.selector_rate > 0
         if not name.startswith('transformer.'):

@@ -10,7 +10,7 @@ keep the fine detail of photographs, which `scenes.py` loses by sampling twice.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +109,15 @@ class FlyingPairs:
 
     Args:
         imagery: folder of ``daflow imagery``.
+        plain: share of pairs in which surfaces may be black, white, blown out or nearly plain:
+            what nothing can match, and a network must not invent a motion for.
 
     Raises:
         FileNotFoundError: no photographs or sprites there.
     """
 
-    def __init__(self, imagery: str | Path) -> None:
+    def __init__(self, imagery: str | Path, plain: float = 0.4) -> None:
+        self.plain = plain
         self.photos = read_photos(Path(imagery) / 'photos')
         self.sprites = read_sprites(Path(imagery) / 'sprites')
 
@@ -127,6 +130,8 @@ class FlyingPairs:
         most = rng.choice([3, 9, 19])
         for _ in range(rng.integers(most // 2, most + 1)):
             layers.append(self._cut_out(rng, layers[0].motion, perspective))
+        if rng.random() < self.plain:
+            layers = [replace(x, colour=_plain(rng, x)) for x in layers]
         (first, top), (second, later) = (draw(layers, second) for second in (False, True))
         frames: NDArray[Any] = np.stack([first, second])
         exposed = rng.random()
@@ -221,6 +226,22 @@ def _shrunk(surface: Array, scale: float) -> tuple[Array, float]:
 def _tinted(rng: np.random.Generator, colour: Array) -> Array:
     tinted = colour * rng.uniform(0.75, 1.25, 3) + rng.uniform(-30, 30)
     return np.asarray(tinted.clip(0, 255), np.float32)
+
+
+def _plain(rng: np.random.Generator, layer: Layer) -> Array:
+    """A layer's colours, by chance blown out or pale, those of a cut-out black or white."""
+    colour, kind = layer.colour, rng.random()
+    if layer.alpha is None:
+        if kind < 0.25:
+            colour = colour * rng.uniform(1.8, 4)
+        elif kind < 0.33:
+            mean = colour.mean(axis=(0, 1))
+            colour = mean + rng.uniform(0.02, 0.2) * (colour - mean)
+    elif kind < 0.2:
+        colour = colour * rng.uniform(0, 0.2)
+    elif kind < 0.28:
+        colour = 255 - (255 - colour) * rng.uniform(0, 0.2)
+    return np.asarray(np.clip(colour, 0, 255), np.float32)
 
 
 def _lit(rng: np.random.Generator, colour: Array, strength: float) -> Array:

@@ -35,8 +35,30 @@ def load_folder(folder: str | Path) -> RAFT | DAFlow:
     raise ValueError(f'{file}: class {kind!r} is neither RAFT nor DAFlow')
 
 
+def with_matcher(network: RAFT | DAFlow, matcher: RAFT) -> RAFT | DAFlow:
+    """The network with a matcher beside it, and a new blend of both."""
+
+    def arguments(config: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in config.items() if not key.startswith('_')}
+
+    sizes = arguments(dict(matcher.config))
+    config = arguments(dict(network.config))
+    wide: RAFT | DAFlow
+    if isinstance(network, DAFlow):
+        raft = {**(config['raft_config'] or {}), 'matcher_config': sizes}
+        wide, prefix = DAFlow(**{**config, 'raft_config': raft}), 'raft.matcher.'
+    else:
+        wide, prefix = RAFT(**{**config, 'matcher_config': sizes}), 'matcher.'
+    beside = {prefix + name: value for name, value in matcher.state_dict().items()}
+    wide.load_state_dict({**wide.state_dict(), **network.state_dict(), **beside})
+    return wide
+
+
 def build_network(
-    name: str, start: str | None = None, backbone: str | None = None
+    name: str,
+    start: str | None = None,
+    backbone: str | None = None,
+    matcher: str | None = None,
 ) -> RAFT | DAFlow:
     """A network to train.
 
@@ -45,9 +67,10 @@ def build_network(
             hypotheses), or a folder.
         start: folder of weights to begin from: the same class, or a RAFT to put into a DA-Flow.
         backbone: folder of a DA-Flow whose transformer and null text are taken over.
+        matcher: folder of a RAFT that is put beside a network without one.
 
     Raises:
-        ValueError: a backbone for a RAFT, or weights that do not fit.
+        ValueError: a backbone for a RAFT, a matcher that is none, or weights that do not fit.
     """
     network: Any
     if name == 'raft_tiny':
@@ -74,6 +97,11 @@ def build_network(
         network.transformer.load_state_dict(source.transformer.state_dict())
         network.null_text.data.copy_(source.null_text.data)
         network.null_pooled.data.copy_(source.null_pooled.data)
+    if matcher is not None and raft_of(network).matcher is None:
+        beside = load_folder(matcher)
+        if not isinstance(beside, RAFT):
+            raise ValueError(f'{matcher}: a matcher is a RAFT')
+        network = with_matcher(network, beside)
     return network
 
 

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blend of the chosen flow and the matcher's: its cues, its ends, and that it can learn."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from pictures import photograph
+
+from daflow_ros.estimators import load_estimator
+from daflow_ros.flow.hypotheses import BACKWARD, HYPOTHESES, NUM_HYPOTHESES, dis_hypotheses
+from daflow_ros.models.blending import (
+    GROUPS,
+    MEANS,
+    NUM_CUES,
+    OF_BOTH,
+    PER_FLOW,
+    FlowBlend,
+    blend_cues,
+    blend_flows,
+)
+from daflow_ros.models.raft import RAFT, RAFT_TINY, expected_error
+from daflow_ros.training.clip_store import write_shard
+from daflow_ros.training.flow_training import FlowTrainer
+from daflow_ros.training.networks import build_network, load_folder, with_matcher
+from daflow_ros.training.trainer import TrainingConfig
+
+#: A RAFT without hypotheses, small enough for a test.
+SMALL_MATCHER = {
+    'encoder_dims': (8, 12, 16),
+    'encoder_depths': (1, 1, 1),
+    'feature_dim': 16,
+    'context_norm': 'instance',
+    'hidden_dim': 16,
+    'context_dim': 16,
+    'corr_dims': (16,),
+    'flow_dims': (8, 8),
+    'motion_dim': 16,
+    'head_dim': 16,
+    'mask_dim': 16,
+    'confidence_head': True,
+    'start_detail': True,
+}
+COUNT = NUM_HYPOTHESES + len(BACKWARD)
+
+
+@pytest.fixture(scope='module')
+def blended() -> RAFT:
+    """A network with a matcher; what the blend says is random."""
+    torch.manual_seed(1)
+    network = with_matcher(RAFT(**RAFT_TINY), RAFT(**SMALL_MATCHER)).eval()
+    torch.nn.init.normal_(network.blend.weight.weight, std=0.1)
+    return network
+
+
+@pytest.fixture(scope='module')
+def pair() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(2)
+    coarse = torch.randn((2, 3, 12, 16), generator=g)
+    first = torch.nn.functional.interpolate(coarse, scale_factor=8, mode='bicubic').tanh()
+    return first, first.roll(3, dims=-1), 4 * torch.randn((2, COUNT, 2, 96, 128), generator=g)
+
+
+def random_features() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """At 1/8 and 1/4; what the first has is found 8 px to the right in the second."""
+    g = torch.Generator().manual_seed(6)
+    every = [torch.randn((2, 8, 96 // n, 128 // n), generator=g) for n in (8, 4)]
+    return [(x, x.roll(8 // n, dims=-1)) for x, n in zip(every, (8, 4), strict=True)]
+
+
+def test_features_agree_along_the_true_flow(pair) -> None:
+    first, second, flows = pair
+    two = torch.zeros(2, 2, 2, 96, 128)
+    two[:, 1, 0] = 8.0
+    cues = blend_cues(
+        first, second, two, torch.ones(2, 2, 96, 128), flows[:, :NUM_HYPOTHESES],
+        random_features(),
+    )  # fmt: skip
+    agreed = cues[:, -4 * GROUPS :, 8:-8, 8:-16].unflatten(1, (2, 2, GROUPS)).mean(dim=(3, 4, 5))
+    # (B, resolution, flow): directions are compared, so that the same is 1.
+    assert torch.allclose(agreed[:, :, 1], torch.ones(2, 2), atol=0.02)
+    assert agreed[:, :, 0].abs().max() < 0.2
+
+
+def test_cues_are_what_they_are_called(pair) -> None:
+    first, second, flows = pair
+    two, hypotheses = flows[:, :2].clone(), flows[:, :NUM_HYPOTHESES].clone()
+    two[:] = torch.tensor([3.0, 0.0])[:, None, None]  # the true one
+    two[:, 1] += torch.tensor([0.0, 4.0])[:, None, None]
+    hypotheses[:] = 50.0
+    hypotheses[:, 5] = torch.tensor([3.0, 1.0])[:, None, None]
+    hypotheses[:, len(HYPOTHESES)] = torch.tensor([0.0, 4.0])[:, None, None]
+    errors = torch.tensor([0.5, 0.001])[None, :, None, None].expand(2, 2, 96, 128)
+    features = random_features()
+    cues = blend_cues(first, second, two, errors, hypotheses, features)
+    assert cues.shape == (2, NUM_CUES, 48, 64)
+
+    def level(index: int) -> float:
+        return float(cues[:, index].median().exp())
+
+    right, wrong = 0, PER_FLOW
+    # Evened grey values fit along the true flow but for the half px between.
+    assert level(right) < 0.5 * level(wrong) and level(right + 2) < 0.5 * level(wrong + 2)
+    # 3 px lead out on the right, 4 px at the bottom as well.
+    assert torch.equal(cues[:, right + 4, :, -1], torch.ones(2, 48))
+    assert torch.equal(cues[:, right + 4, -1, :-2], torch.zeros(2, 62))
+    assert torch.equal(cues[:, wrong + 4, -1], torch.ones(2, 64))
+    assert np.isclose(level(right + 6), 0.5) and np.isclose(level(wrong + 6), 0.02)
+    # Nearest hypothesis; dominant motion, (0, 4); support of all; length.
+    assert np.isclose(level(right + 7), 1.1) and np.isclose(level(wrong + 7), 3.1)
+    assert np.isclose(level(right + 8), 5.1) and np.isclose(level(wrong + 8), 3.1)
+    support = (np.exp(-1) + np.exp(-5)) / NUM_HYPOTHESES
+    assert np.isclose(float(cues[0, right + 9, 20, 20]), support, rtol=1e-3)
+    assert np.isclose(level(wrong + 10), 5.3)
+    assert np.isclose(level(2 * PER_FLOW), 4.1)
+    both = slice(2 * PER_FLOW + 2, 2 * PER_FLOW + OF_BOTH)
+    assert torch.allclose(cues[:, both], cues[:, :4] - cues[:, PER_FLOW : PER_FLOW + 4])
+    mean = cues[:, 6].mean(dim=(1, 2))
+    assert torch.allclose(cues[:, -MEANS - 4 * GROUPS + 2, 7, 9], mean)
+
+
+@pytest.mark.parametrize('sure', [-40.0, 40.0])
+def test_a_sure_blend_gives_one_of_the_two(blended: RAFT, pair, sure: float) -> None:
+    first, second, hypotheses = pair
+    alone = RAFT(**RAFT_TINY).eval()
+    alone.load_state_dict(
+        {k: v for k, v in blended.state_dict().items() if not k.startswith(('matcher', 'blend'))}
+    )
+    blend = with_matcher(alone, blended.matcher).eval()
+    torch.nn.init.constant_(blend.blend.weight.bias, sure)
+    calls = []
+    blend.matcher.register_forward_pre_hook(lambda _, given: calls.append(given[2]))
+    with torch.inference_mode():
+        for iterations, updates in ((1, 6), (2, 12), (7, 12)):
+            found = blend(first, second, iterations, None, hypotheses)
+            if sure < 0:
+                expected = alone(first, second, iterations, None, hypotheses).flow
+            else:
+                expected = blended.matcher(first, second, updates).flow
+            assert torch.allclose(found.flow, expected, atol=1e-4)
+            assert calls[-1] == updates
+            assert found.laplace.shape == (2, 4, 96, 128)
+        # No iterations: what was chosen, at once.
+        found = blend(first, second, 0, None, hypotheses)
+        assert torch.equal(found.flow, alone(first, second, 0, None, hypotheses).flow)
+    assert len(calls) == 3
+
+
+def test_weights_lie_between_the_two_flows(pair) -> None:
+    first, second, flows = pair
+    torch.manual_seed(3)
+    blend = FlowBlend()
+    torch.nn.init.normal_(blend.weight.weight, std=5)
+    with torch.inference_mode():
+        flow, _ = blend_flows(
+            blend, (first, second), flows[:, :2], torch.ones(2, 2, 96, 128),
+            flows[:, :NUM_HYPOTHESES], random_features(),
+        )  # fmt: skip
+    apart = (flows[:, 1] - flows[:, 0]).abs().amin(dim=1) > 0.5
+    share = ((flow - flows[:, 0]) / (flows[:, 1] - flows[:, 0])).transpose(0, 1)[:, apart]
+    assert share.min() > -1e-3 and share.max() < 1 + 1e-3 and share.std() > 0.05
+    # The same weight for u and v.
+    assert torch.allclose(*share, atol=1e-3)
+
+
+def test_expected_error_is_the_mean_of_the_mixture() -> None:
+    laplace = torch.tensor([0.0, 2.0, 0.5, -1.0])[None, :, None, None]
+    p = 1 / (1 + np.exp(2))
+    expected = p * np.exp(0.5) + (1 - p) * np.exp(-1)
+    assert np.isclose(float(expected_error(laplace)), expected)
+
+
+def test_a_folder_brings_the_matcher_back(blended: RAFT, pair, tmp_path) -> None:
+    first, second, hypotheses = pair
+    blended.save_pretrained(tmp_path)
+    again = load_folder(tmp_path).eval()
+    estimator = load_estimator('raft_tiny', 'cpu', weights=tmp_path, looks=1)
+    with torch.inference_mode():
+        expected = blended(first, second, 2, None, hypotheses)
+        found = again(first, second, 2, None, hypotheses)
+    assert torch.equal(expected.flow, found.flow) and torch.equal(expected.laplace, found.laplace)
+    image = ((first[0].permute(1, 2, 0) + 1) * 127.5).byte().numpy()
+    assert np.isfinite(estimator.estimate(image, np.roll(image, 2, axis=1)).flow).all()
+
+
+def test_a_diffusion_network_has_the_same_matcher(blended: RAFT) -> None:
+    network = with_matcher(build_network('daflow_tiny'), blended.matcher)
+    own = network.raft.matcher.state_dict()
+    assert all(torch.equal(own[k], v) for k, v in blended.matcher.state_dict().items())
+    network.raft.load_state_dict(network.raft.state_dict())
+    network.load_raft(blended)
+    assert torch.equal(network.raft.blend.weight.weight, blended.blend.weight.weight)
+
+
+def test_what_does_not_go_together_is_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match='beside a RAFT with some'):
+        RAFT(**SMALL_MATCHER, matcher_config=SMALL_MATCHER)
+    with pytest.raises(ValueError, match='a matcher has no hypotheses'):
+        RAFT(**RAFT_TINY, matcher_config=RAFT_TINY)
+    build_network('daflow_tiny').save_pretrained(tmp_path / 'daflow')
+    with pytest.raises(ValueError, match='a matcher is a RAFT'):
+        build_network('raft_tiny', matcher=str(tmp_path / 'daflow'))
+
+
+def test_training_changes_the_blend_alone(tmp_path) -> None:
+    rng = np.random.default_rng(5)
+    first = photograph(rng, 64, 64)
+    frames = np.stack([first, np.roll(first, 2, axis=1)])
+    arrays = {
+        'frames': frames.transpose(0, 3, 1, 2),
+        'flow': np.tile(np.float16([2, 0])[:, None, None], (1, 64, 64)),
+        'occluded': np.zeros((1, 64, 8), np.uint8),
+        'hypotheses': dis_hypotheses(*frames).flows.transpose(0, 3, 1, 2).astype(np.float16),
+    }
+    clips = tmp_path / 'clips'
+    clips.mkdir()
+    write_shard(clips / 'a.npz', {k: np.stack([v] * 32) for k, v in arrays.items()})
+    torch.manual_seed(4)
+    RAFT(**RAFT_TINY).save_pretrained(tmp_path / 'fusing')
+    RAFT(**SMALL_MATCHER).save_pretrained(tmp_path / 'matcher')
+    config = TrainingConfig(
+        model=str(tmp_path / 'fusing'), matcher=str(tmp_path / 'matcher'), clips=str(clips),
+        output=str(tmp_path / 'run'), steps=24, decay=12, batch=2, size=64, iterations=1,
+        learning_rate=2e-3, warmup=1, warm_starts=0.0, matching_weight=0.0, selection_weight=0.0,
+        precision='no', log_every=3, ema=0.5,
+    )  # fmt: skip
+    trainer = FlowTrainer(config)
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    deviation = trainer.network.blend.deviation
+    assert before['blend.mean'].abs().max() > 0.1 and deviation.min() > 0
+    trainer.run()
+    changed = {
+        name.split('.')[0]
+        for name, value in trainer.network.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert changed == {'blend'}
+    with (tmp_path / 'run' / 'log.csv').open() as file:
+        rows_logged = list(csv.DictReader(file))
+    assert float(rows_logged[-1]['nll']) < float(rows_logged[0]['nll'])
+    # Its own model folder is a network with a blend, and a run goes on from there.
+    assert load_folder(tmp_path / 'run' / 'model').matcher is not None
+    assert FlowTrainer(config).step == 24
