@@ -65,8 +65,9 @@ def test_a_bad_training_run_is_told_in_one_line(tmp_path, capsys):
     assert 'no JPEG or PNG' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('name', ['raft_tiny', 'restoration_tiny', 'daflow_tiny',
-                                  'daflow_restoration', 'daflow_flow'])  # fmt: skip
+@pytest.mark.parametrize('name', ['raft_tiny', 'restoration_tiny', 'daflow_tiny', 'trunk_tiny',
+                                  'raft_matcher', 'blend_tiny', 'daflow_restoration',
+                                  'daflow_flow'])  # fmt: skip
 def test_the_committed_training_configurations_are_valid(name, request):
     path = request.config.rootpath / 'config' / 'training' / f'{name}.yaml'
     assert 'output' in settings(str(path), [])

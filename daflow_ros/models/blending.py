@@ -137,7 +137,7 @@ class FlowBlend(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, dim: int = 24, deep: int = 48) -> None:
+    def __init__(self, dim: int = 32, deep: int = 64) -> None:
         super().__init__()
 
         def block(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
