@@ -123,9 +123,7 @@ def test_cues_are_what_they_are_called(pair) -> None:
 
 
 @pytest.mark.parametrize('sure', [-40.0, 40.0])
-def test_a_sure_blend_gives_one_of_the_two(
-    blended: RAFT, pair, sure: float, monkeypatch
-) -> None:
+def test_a_sure_blend_gives_one_of_the_two(blended: RAFT, pair, sure: float, monkeypatch) -> None:
     first, second, hypotheses = pair
     alone = RAFT(**RAFT_TINY).eval()
     alone.load_state_dict(
