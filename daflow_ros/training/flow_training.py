@@ -145,14 +145,17 @@ class FlowTrainer(ClipTrainer):
             if self.stream is not None:
                 self.stream.close()
 
+    def _early(self, index: int) -> Sample:
+        """A batch to take means of cues from."""
+        if self.stored is not None:
+            return self.stored.batch(index, self.config.batch, self.device)
+        return self.sample()
+
     def _normalise(self) -> None:
         """Give a new selector mean and deviation of its cues."""
         every = []
         for index in range(NORMALISING):
-            if self.stored is not None:
-                sample = self.stored.batch(index, self.config.batch, self.device)
-            else:
-                sample = self.sample()
+            sample = self._early(index)
             assert sample.hypotheses is not None
             count = sample.hypotheses.shape[1]
             flows = F.avg_pool2d(sample.hypotheses.flatten(1, 2), 4).unflatten(1, (count, 2)) / 4
@@ -174,10 +177,7 @@ class FlowTrainer(ClipTrainer):
         blend = raft_of(self.network).blend
         hook = blend.register_forward_pre_hook(lambda _, given: every.append(given[0].cpu()))
         for index in range(NORMALISING):
-            if self.stored is not None:
-                sample = self.stored.batch(index, self.config.batch, self.device)
-            else:
-                sample = self.sample()
+            sample = self._early(index)
             count = self.config.iterations
             predict(
                 self.network, sample.frames, count, None, self.generator, sample.hypotheses
