@@ -22,7 +22,9 @@ from daflow_ros.models.blending import (
     blend_cues,
     blend_flows,
 )
-from daflow_ros.models.raft import RAFT, RAFT_TINY, expected_error
+from daflow_ros.models.flow_output import expected_error
+from daflow_ros.models.raft import RAFT
+from daflow_ros.models.raft_sizes import RAFT_TINY
 from daflow_ros.training.clip_store import write_shard
 from daflow_ros.training.flow_training import FlowTrainer
 from daflow_ros.training.networks import build_network, load_folder, with_matcher

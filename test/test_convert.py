@@ -17,8 +17,9 @@ from daflow_ros.models.daflow import DAFlow  # noqa: E402
 from daflow_ros.models.dit4sr import DiT4SRTransformer  # noqa: E402
 from daflow_ros.models.latent import autoencoder_class  # noqa: E402
 from daflow_ros.models.loading import load_daflow, read_config, weight_files  # noqa: E402
-from daflow_ros.models.raft import RAFT, RAFT_SMALL  # noqa: E402
+from daflow_ros.models.raft import RAFT  # noqa: E402
 from daflow_ros.models.raft_checkpoints import CheckpointError  # noqa: E402
+from daflow_ros.models.raft_sizes import RAFT_SMALL  # noqa: E402
 
 TRANSFORMER = {
     'sample_size': 16,

@@ -13,8 +13,10 @@ torch = pytest.importorskip('torch')
 from daflow_ros.estimators import EstimatorError, load_estimator  # noqa: E402
 from daflow_ros.models.daflow import DAFLOW_TINY, DAFlow  # noqa: E402
 from daflow_ros.models.dpt import DPTHead  # noqa: E402
+from daflow_ros.models.flow_output import FlowOutput  # noqa: E402
 from daflow_ros.models.latent import PixelUnshuffleEncoder  # noqa: E402
-from daflow_ros.models.raft import RAFT, RAFT_SMALL, RAFT_TINY, FlowOutput  # noqa: E402
+from daflow_ros.models.raft import RAFT  # noqa: E402
+from daflow_ros.models.raft_sizes import RAFT_SMALL, RAFT_TINY  # noqa: E402
 from daflow_ros.models.tiling import predict_tiled, tile_starts  # noqa: E402
 from daflow_ros.models.zero_shot import layer_flows, match  # noqa: E402
 

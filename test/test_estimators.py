@@ -10,7 +10,8 @@ from daflow_ros import EstimatorError, load_estimator
 from daflow_ros.estimators import ESTIMATORS, default_estimator
 from daflow_ros.estimators.network import NetworkEstimator, laplace_confidence
 from daflow_ros.estimators.registry import shipped_weights
-from daflow_ros.models.raft import RAFT, RAFT_SMALL
+from daflow_ros.models.raft import RAFT
+from daflow_ros.models.raft_sizes import RAFT_SMALL
 
 
 def textured(height, width, seed=0):

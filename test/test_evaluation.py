@@ -313,7 +313,8 @@ def test_the_acceptance_example_can_fail(tmp_path, kind, passes):
 def test_confidence_is_measured_and_drawn(tmp_path):
     import torch
 
-    from daflow_ros.models.raft import RAFT, RAFT_TINY
+    from daflow_ros.models.raft import RAFT
+    from daflow_ros.models.raft_sizes import RAFT_TINY
 
     torch.manual_seed(0)
     RAFT(**RAFT_TINY).save_pretrained(tmp_path / 'random')

@@ -29,7 +29,8 @@ from daflow_ros.models.cues import (
     warp,
 )
 from daflow_ros.models.fusion import FlowFusion, local_correlation
-from daflow_ros.models.raft import RAFT, RAFT_TINY
+from daflow_ros.models.raft import RAFT
+from daflow_ros.models.raft_sizes import RAFT_TINY
 from daflow_ros.models.selector import HypothesisSelector, propagate
 from daflow_ros.models.unet import UNet
 from daflow_ros.models.upsampling import convex_upsample

@@ -13,7 +13,8 @@ import torch
 from node_harness import NodeProcess, image_message, pixels, texture, view
 
 from daflow_ros import load_estimator
-from daflow_ros.models.raft import RAFT, RAFT_TINY
+from daflow_ros.models.raft import RAFT
+from daflow_ros.models.raft_sizes import RAFT_TINY
 
 WORLD = texture(128, 160)
 

@@ -18,8 +18,9 @@ torch = pytest.importorskip('torch')
 
 from daflow_ros.flow.padding import InputPadder  # noqa: E402
 from daflow_ros.models.dit4sr import DiT4SRTransformer  # noqa: E402
-from daflow_ros.models.raft import RAFT, RAFT_SMALL  # noqa: E402
+from daflow_ros.models.raft import RAFT  # noqa: E402
 from daflow_ros.models.raft_checkpoints import load_state, to_princeton_names  # noqa: E402
+from daflow_ros.models.raft_sizes import RAFT_SMALL  # noqa: E402
 from daflow_ros.models.sea_raft import SEARAFT, from_official_names  # noqa: E402
 
 DEFAULT = Path(__file__).resolve().parents[2] / 'shared' / 'parity'

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from daflow_ros.models.raft import FlowOutput
+from daflow_ros.models.flow_output import FlowOutput
 from daflow_ros.training.flow_training import FlowTrainer, warm_start
 from daflow_ros.training.losses import (
     choice_loss,

@@ -10,7 +10,8 @@ import torch
 
 from daflow_ros.flow.hypotheses import NUM_HYPOTHESES
 from daflow_ros.models.fusion import Fused
-from daflow_ros.models.raft import RAFT, RAFT_TINY
+from daflow_ros.models.raft import RAFT
+from daflow_ros.models.raft_sizes import RAFT_TINY
 from daflow_ros.models.upsampling import convex_upsample, convex_upsample_start, guided_upsample
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from daflow_ros.flow.hypotheses import BACKWARD, NUM_HYPOTHESES
-from daflow_ros.models.raft import RAFT, RAFT_TINY
+from daflow_ros.models.raft import RAFT
+from daflow_ros.models.raft_sizes import RAFT_TINY
 from daflow_ros.models.weighted_median import (
     GREY,
     ROUNDS,

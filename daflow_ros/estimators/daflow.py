@@ -13,8 +13,8 @@ from daflow_ros.estimators.estimate import EstimatorError
 from daflow_ros.estimators.network import DTYPES, NetworkEstimator
 from daflow_ros.estimators.raft import tiny_defaults
 from daflow_ros.estimators.registry import revision_of
+from daflow_ros.models.flow_output import FlowOutput
 from daflow_ros.models.loading import load_daflow
-from daflow_ros.models.raft import FlowOutput
 from daflow_ros.models.sea_raft import load_sea_raft
 from daflow_ros.models.tiling import predict_tiled
 from daflow_ros.models.zero_shot import zero_shot_flow

@@ -26,7 +26,7 @@ from daflow_ros.flow.mending import mended
 from daflow_ros.flow.padding import InputPadder
 from daflow_ros.flow.preparation import stretch_range
 from daflow_ros.flow.variational import refine_variationally
-from daflow_ros.models.raft import FlowOutput, laplace_scales
+from daflow_ros.models.flow_output import FlowOutput, laplace_scales
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 #: The confidence published is the probability of an error below this many px (KITTI's outlier).

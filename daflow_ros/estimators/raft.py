@@ -11,7 +11,8 @@ from torch import Tensor
 from daflow_ros.estimators.estimate import EstimatorError
 from daflow_ros.estimators.network import NetworkEstimator
 from daflow_ros.estimators.registry import revision_of
-from daflow_ros.models.raft import RAFT, FlowOutput
+from daflow_ros.models.flow_output import FlowOutput
+from daflow_ros.models.raft import RAFT
 from daflow_ros.models.raft_checkpoints import load_raft
 
 

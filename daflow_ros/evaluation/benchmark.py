@@ -92,7 +92,8 @@ def _random_weights(name: str, folder: Path) -> Path:
     """A state of a RAFT as it is before training."""
     import torch
 
-    from daflow_ros.models.raft import RAFT, RAFT_SMALL, RAFT_TINY
+    from daflow_ros.models.raft import RAFT
+    from daflow_ros.models.raft_sizes import RAFT_SMALL, RAFT_TINY
 
     torch.manual_seed(0)
     if name == 'raft_tiny':

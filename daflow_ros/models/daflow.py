@@ -36,8 +36,10 @@ from torch import nn
 
 from daflow_ros.models.dit4sr import DiT4SROutput, DiT4SRTransformer
 from daflow_ros.models.dpt import DPTHead
+from daflow_ros.models.flow_output import FlowOutput
 from daflow_ros.models.latent import PixelUnshuffleEncoder, VAEEncoder
-from daflow_ros.models.raft import RAFT, RAFT_TINY, FlowOutput, PairFeatures
+from daflow_ros.models.raft import RAFT, PairFeatures
+from daflow_ros.models.raft_sizes import RAFT_TINY
 
 
 @dataclass

@@ -13,7 +13,7 @@ Parameter names are those of the official checkpoints (princeton-vl/RAFT).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,12 +22,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from daflow_ros.flow.hypotheses import BACKWARD, NUM_HYPOTHESES
 from daflow_ros.models.agreement import MatchingFeatures
 from daflow_ros.models.blending import FlowBlend, blend_flows
 from daflow_ros.models.correlation import CorrelationPyramid, coords_grid
 from daflow_ros.models.cues import hypothesis_cues, opening
 from daflow_ros.models.encoder import Encoder
+from daflow_ros.models.flow_output import FlowOutput, expected_error
 from daflow_ros.models.fusion import FlowFusion, Fused
 from daflow_ros.models.selector import Choice, HypothesisSelector
 from daflow_ros.models.update import Head, MotionEncoder, UpdateBlock
@@ -38,33 +38,6 @@ from daflow_ros.models.upsampling import (
     upsample2,
 )
 from daflow_ros.models.weighted_median import median_along_edges
-
-
-@dataclass
-class FlowOutput:
-    """What a refinement network returns.
-
-    Attributes:
-        flow: ``(B, 2, H, W)`` px, after the last iteration, at the input's resolution.
-        flows_low: one ``(B, 2, H/8, W/8)`` per iteration, in 1/8-resolution px (the start first).
-        flows_quarter: one ``(B, 2, H/4, W/4)`` per round of the fusion, in 1/4-resolution px;
-            empty without one.
-        selections: of the same rounds, log-weights and candidates (`Fused`).
-        choice: of the selector, or None without one.
-        laplace: parameters of a mixture of two Laplace distributions of the end-point error,
-            or None without a confidence head: ``(B, 4, H, W)`` two weight logits and two log
-            scales from a fusion or with ``start_detail``, ``(B, 3, H, W)`` with log b1 alone
-            (log b2 = 0) else.
-        correlation: ``(B, H/8 * W/8, H/8 * W/8)`` all-pairs correlation (training only).
-    """
-
-    flow: Tensor
-    flows_low: list[Tensor]
-    laplace: Tensor | None = None
-    correlation: Tensor | None = None
-    flows_quarter: list[Tensor] = field(default_factory=list)
-    selections: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    choice: Choice | None = None
 
 
 @dataclass
@@ -86,19 +59,6 @@ class PairFeatures:
     quarter2: Tensor
     image1: Tensor
     image2: Tensor
-
-
-def laplace_scales(laplace: Tensor) -> Tensor:
-    """Log scales ``(B, 2, ...)`` of a mixture with 3 or 4 channels, see :class:`FlowOutput`."""
-    if laplace.shape[1] == 3:
-        raw = laplace[:, 2:].clamp(0, 10)
-        return torch.cat([raw, torch.zeros_like(raw)], dim=1)
-    return laplace[:, 2:].clamp(-3, 6)
-
-
-def expected_error(laplace: Tensor) -> Tensor:
-    """Mean of the mixture that ``laplace`` describes, ``(B, H, W)`` px."""
-    return (laplace[:, :2].softmax(dim=1) * laplace_scales(laplace).exp()).sum(dim=1)
 
 
 #: GRU updates of the matcher for each of the network's own, and at most.
@@ -428,61 +388,3 @@ class RAFT(ModelMixin, ConfigMixin):
             )
         features = self.encode(torch.stack([image1, image2], dim=1))
         return self.refine(features, iterations, initial_flow, hypotheses)
-
-
-RAFT_SMALL = {
-    'block': 'bottleneck',
-    'encoder_dims': (32, 64, 96),
-    'feature_dim': 128,
-    'context_norm': 'none',
-    'hidden_dim': 96,
-    'context_dim': 64,
-    'corr_radius': 3,
-    'corr_dims': (96,),
-    'flow_dims': (64, 32),
-    'motion_dim': 82,
-    'head_dim': 128,
-    'gru': 'conv',
-    'mask_dim': 0,
-}
-
-#: Finds flow by itself, from no motion, and tells its confidence.
-RAFT_MATCHER: dict[str, Any] = {
-    'block': 'residual',
-    'encoder_dims': (64, 96, 128),
-    'encoder_depths': (1, 1, 2),
-    'feature_dim': 128,
-    'context_norm': 'instance',
-    'hidden_dim': 96,
-    'context_dim': 96,
-    'corr_dims': (192, 128),
-    'flow_dims': (64, 32),
-    'motion_dim': 112,
-    'head_dim': 192,
-    'mask_dim': 192,
-    'negative_slope': 0.1,
-    'confidence_head': True,
-    'opening': 9,
-    'start_detail': True,
-}
-
-RAFT_TINY: dict[str, Any] = {
-    'block': 'residual',
-    'encoder_dims': (16, 48, 96),
-    'encoder_depths': (1, 1, 2),
-    'feature_dim': 96,
-    'shared_encoder': True,
-    'hidden_dim': 64,
-    'context_dim': 48,
-    'corr_radius': 3,
-    'corr_dims': (64,),
-    'flow_dims': (32, 16),
-    'motion_dim': 50,
-    'head_dim': 64,
-    'gru': 'sep',
-    'mask_dim': 0,
-    'negative_slope': 0.1,
-    'opening': 9,
-    'num_hypotheses': NUM_HYPOTHESES,
-    'num_backward': len(BACKWARD),
-}

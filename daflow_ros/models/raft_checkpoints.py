@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from daflow_ros.models.raft import RAFT, RAFT_SMALL
+from daflow_ros.models.raft import RAFT
+from daflow_ros.models.raft_sizes import RAFT_SMALL
 
 
 class CheckpointError(ValueError):

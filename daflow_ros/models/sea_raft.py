@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from daflow_ros.models.correlation import CorrelationPyramid, coords_grid
 from daflow_ros.models.encoder import Encoder
-from daflow_ros.models.raft import FlowOutput
+from daflow_ros.models.flow_output import FlowOutput
 from daflow_ros.models.raft_checkpoints import load_state, read_state_dict
 from daflow_ros.models.update import MotionEncoder
 from daflow_ros.models.upsampling import convex_upsample

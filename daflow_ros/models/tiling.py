@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from daflow_ros.models.raft import FlowOutput
+from daflow_ros.models.flow_output import FlowOutput
 
 #: frames (B, F, 3, H, W) in [-1, 1], iterations, start (B, 2, H/8, W/8) or None, hypotheses
 #: (B, K + M, 2, H, W) or None -> one pair each.

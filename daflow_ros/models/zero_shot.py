@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from daflow_ros.models.correlation import coords_grid
 from daflow_ros.models.daflow import DAFlow
-from daflow_ros.models.raft import FlowOutput
+from daflow_ros.models.flow_output import FlowOutput
 
 
 def match(query: Tensor, key: Tensor, grid: tuple[int, int], radius: int = 2) -> Tensor:

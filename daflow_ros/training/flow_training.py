@@ -14,7 +14,8 @@ from daflow_ros.degradation import random_degradation
 from daflow_ros.estimators import load_estimator
 from daflow_ros.models.cues import hypothesis_cues
 from daflow_ros.models.daflow import DAFlow
-from daflow_ros.models.raft import RAFT, FlowOutput
+from daflow_ros.models.flow_output import FlowOutput
+from daflow_ros.models.raft import RAFT
 from daflow_ros.training.clip_store import Sample, StoredClips, flip
 from daflow_ros.training.disturbed import disturbed
 from daflow_ros.training.losses import (

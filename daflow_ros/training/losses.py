@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from daflow_ros.models.correlation import coords_grid
-from daflow_ros.models.raft import FlowOutput, laplace_scales
+from daflow_ros.models.flow_output import FlowOutput, laplace_scales
 
 
 def sequence_loss(

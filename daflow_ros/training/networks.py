@@ -15,7 +15,9 @@ from daflow_ros.flow.hypotheses import HYPOTHESES, dis_hypotheses
 from daflow_ros.flow.mending import mended
 from daflow_ros.flow.preparation import stretch_range
 from daflow_ros.models.daflow import DAFLOW_TINY, DAFlow
-from daflow_ros.models.raft import RAFT, RAFT_MATCHER, RAFT_TINY, FlowOutput
+from daflow_ros.models.flow_output import FlowOutput
+from daflow_ros.models.raft import RAFT
+from daflow_ros.models.raft_sizes import RAFT_MATCHER, RAFT_TINY
 
 
 def load_folder(folder: str | Path) -> RAFT | DAFlow:
