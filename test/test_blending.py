@@ -174,6 +174,26 @@ def test_weights_lie_between_the_two_flows(pair) -> None:
     assert torch.allclose(*share, atol=1e-3)
 
 
+def test_nothing_is_matched_where_the_image_is_cut_off(pair) -> None:
+    first, second, flows = pair
+    first = 0.9 * first.clone()
+    first[:, :, :, :40] = 1  # blown out
+    first[:, :, :, 88:] = -1  # black
+    first[:, 0, 60:, :40] = 0.5  # as bright, but of a colour
+    blend = FlowBlend()
+    torch.nn.init.constant_(blend.weight.bias, 3.0)
+    with torch.inference_mode():
+        flow, _ = blend_flows(
+            blend, (first, second), flows[:, :2], torch.ones(2, 2, 96, 128),
+            flows[:, :NUM_HYPOTHESES], random_features(),
+        )  # fmt: skip
+    share = ((flow - flows[:, 0]) / (flows[:, 1] - flows[:, 0])).median(dim=1).values.mean(dim=0)
+    trusted = 1 / (1 + np.exp(-3))
+    assert share[:50, :30].max() < 0.01 and share[:, 98:].max() < 0.01
+    assert torch.allclose(share[70:, :30], torch.tensor(trusted, dtype=torch.float32), atol=0.01)
+    assert torch.allclose(share[:, 48:80], torch.tensor(trusted, dtype=torch.float32), atol=0.01)
+
+
 def test_expected_error_is_the_mean_of_the_mixture() -> None:
     laplace = torch.tensor([0.0, 2.0, 0.5, -1.0])[None, :, None, None]
     p = 1 / (1 + np.exp(2))

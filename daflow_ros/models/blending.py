@@ -27,6 +27,10 @@ from daflow_ros.models.unet import SLOPE, act
 PER_FLOW, OF_BOTH, PER_IMAGE, MEANS, GROUPS = 11, 6, 6, 11, 4
 #: px, of the errors expected.
 LEAST_ERROR = 0.02
+#: Grey values, in all channels, from which on and up to which nothing is told apart.
+BLOWN_OUT, BLACK = 253, 2
+#: Taken off the logit where all about a pixel is blown out or black.
+DISTRUST = 10.0
 NUM_CUES = 2 * PER_FLOW + OF_BOTH + PER_IMAGE + MEANS + 2 * 2 * GROUPS
 
 
@@ -126,6 +130,16 @@ def blend_cues(
     return torch.cat([cues, means, *agreed], dim=1)
 
 
+def cut_off(image: Tensor) -> Tensor:
+    """Share of the pixels about each that are blown out or black, ``(B, 1, H/2, W/2)``.
+
+    There is nothing to be matched there, and a matcher makes up a motion.
+    """
+    colour = F.avg_pool2d(127.5 * (image.float() + 1), 2)
+    darkest, brightest = colour.amin(dim=1, keepdim=True), colour.amax(dim=1, keepdim=True)
+    return box(((darkest >= BLOWN_OUT) | (brightest <= BLACK)).float(), 5)
+
+
 class FlowBlend(nn.Module):
     """Weights of two flows and the error of their mean, from :func:`blend_cues`.
 
@@ -194,12 +208,16 @@ def blend_flows(
 ) -> tuple[Tensor, Tensor]:
     """Blend two flows; see :func:`blend_cues` for the arguments.
 
+    The second has no weight where the first image is blown out or black (:func:`cut_off`).
+
     Returns:
         Flow ``(B, 2, H, W)`` px and ``(B, 4, H, W)``, see `FlowOutput.laplace`.
     """
     cues = blend_cues(*images, flows, errors, hypotheses, features)
+    logit, laplace = blend(cues)
+    logit = logit.float() - DISTRUST * cut_off(images[0])
     logit, laplace = (
         F.interpolate(x.float(), scale_factor=2, mode='bilinear', align_corners=False)
-        for x in blend(cues)
+        for x in (logit, laplace)
     )
     return torch.lerp(flows[:, 0], flows[:, 1], logit.sigmoid()), laplace
