@@ -22,11 +22,12 @@ from daflow_ros.models.blending import (
     blend_cues,
     blend_flows,
 )
-from daflow_ros.models.flow_output import expected_error
+from daflow_ros.models.flow_output import FlowOutput, expected_error
 from daflow_ros.models.raft import RAFT
 from daflow_ros.models.raft_sizes import RAFT_TINY
 from daflow_ros.training.clip_store import write_shard
 from daflow_ros.training.flow_training import FlowTrainer
+from daflow_ros.training.losses import blend_weight, sequence_loss
 from daflow_ros.training.networks import build_network, load_folder, with_matcher
 from daflow_ros.training.trainer import TrainingConfig
 
@@ -272,3 +273,26 @@ def test_training_changes_the_blend_alone(tmp_path) -> None:
     # Its own model folder is a network with a blend, and a run goes on from there.
     assert load_folder(tmp_path / 'run' / 'model').matcher is not None
     assert FlowTrainer(config).step == 16
+
+
+def test_clips_count_by_which_flow_is_right() -> None:
+    true = torch.zeros(4, 2, 8, 8)
+    flows = torch.zeros(4, 2, 2, 8, 8)
+    # (chosen, matcher): chosen better, matcher better, both far off, as good as each other.
+    for index, (chosen, matched) in enumerate([(0.5, 2.0), (2.5, 0.5), (3.0, 9.0), (1.0, 1.0)]):
+        flows[index, 0, 0], flows[index, 1, 0] = chosen, matched
+    valid = torch.ones(4, 1, 8, 8)
+    weight = blend_weight(flows, true, valid)
+    assert torch.allclose(weight, torch.tensor([3.0, 0.1, 1.0, 1.65]), atol=2e-3)
+    # What is not valid does not tell.
+    true[0, :, :4], valid[0, :, :4] = 100, 0
+    assert torch.allclose(blend_weight(flows, true, valid), weight, atol=2e-3)
+    # And a clip's loss is multiplied by it.
+    output = FlowOutput(flows[:, 1], [])
+    one = [float(sequence_loss(output, true, valid)[0])]
+    for index in range(4):
+        of = torch.zeros(4)
+        of[index] = 1
+        one.append(float(sequence_loss(output, true, valid, weight=of)[0]))
+    assert np.isclose(sum(one[1:]), one[0])
+    assert np.isclose(one[4] / one[3], 1 / 9)

@@ -26,6 +26,8 @@ class FlowOutput:
             or None without a confidence head: ``(B, 4, H, W)`` two weight logits and two log
             scales from a fusion or with ``start_detail``, ``(B, 3, H, W)`` with log b1 alone
             (log b2 = 0) else.
+        blended: ``(B, 2, 2, H, W)`` px, the chosen flow and the matcher's where they were blended
+            (training only).
         correlation: ``(B, H/8 * W/8, H/8 * W/8)`` all-pairs correlation (training only).
     """
 
@@ -36,6 +38,7 @@ class FlowOutput:
     flows_quarter: list[Tensor] = field(default_factory=list)
     selections: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     choice: Choice | None = None
+    blended: Tensor | None = None
 
 
 def laplace_scales(laplace: Tensor) -> Tensor:

@@ -324,15 +324,17 @@ class RAFT(ModelMixin, ConfigMixin):
             seen = self.matcher.encode(torch.stack([image1, image2], dim=1))
             matched = self.matcher.refine(seen, count)
         assert matched.laplace is not None
+        flows = torch.stack([output.flow, matched.flow], dim=1)
         flow, laplace = blend_flows(
             self.blend,
             (image1, image2),
-            torch.stack([output.flow, matched.flow], dim=1),
+            flows,
             torch.stack([expected_error(x) for x in (output.laplace, matched.laplace)], dim=1),
             hypotheses[:, : self.config.num_hypotheses],
             [(seen.fmap1, seen.fmap2), (seen.quarter1, seen.quarter2)],
         )
-        return replace(output, flow=flow, laplace=laplace)
+        blended = flows if self.training else None
+        return replace(output, flow=flow, laplace=laplace, blended=blended)
 
     def _upsample(
         self,
@@ -351,9 +353,7 @@ class RAFT(ModelMixin, ConfigMixin):
             for x in (4 * fused.correction, fused.laplace)
         )
         flow = flow + correction
-        median = median_along_edges(
-            flow.detach(), spread.detach(), image1.float(), image2.float()
-        )
+        median = median_along_edges(flow.detach(), spread.detach(), image1.float(), image2.float())
         return FlowOutput(
             # The gradient passes the median by.
             median if not flow.requires_grad else flow + (median - flow).detach(),

@@ -19,6 +19,7 @@ from daflow_ros.models.raft import RAFT
 from daflow_ros.training.clip_store import Sample, StoredClips, flip
 from daflow_ros.training.disturbed import disturbed
 from daflow_ros.training.losses import (
+    blend_weight,
     choice_loss,
     laplace_nll,
     matching_loss,
@@ -126,9 +127,7 @@ class FlowTrainer(ClipTrainer):
             ValueError: clips of more than two frames, no imagery, or a network with hypotheses.
         """
         if config.frames != 2 or config.imagery is None or self.fuses:
-            raise ValueError(
-                'workers draw windows of two frames from imagery, without hypotheses'
-            )
+            raise ValueError('workers draw windows of two frames from imagery, without hypotheses')
         rank = self.accelerator.process_index
         seed = config.seed + 7919 * rank + 104729 * self.step
         size = WindowSize(config.size, config.size)
@@ -180,9 +179,7 @@ class FlowTrainer(ClipTrainer):
         for index in range(NORMALISING):
             sample = self._early(index)
             count = self.config.iterations
-            predict(
-                self.network, sample.frames, count, None, self.generator, sample.hypotheses
-            )
+            predict(self.network, sample.frames, count, None, self.generator, sample.hypotheses)
         hook.remove()
         cues = torch.cat(every)
         for network in (self.network, self.averaged):
@@ -254,7 +251,10 @@ class FlowTrainer(ClipTrainer):
                 self.generator,
                 sample.hypotheses if self.fuses else None,
             )
-        loss, error = sequence_loss(output, flow, valid, balance=config.balance)
+        weight = None
+        if output.blended is not None and config.matcher is not None:
+            weight = blend_weight(output.blended, flow, valid)
+        loss, error = sequence_loss(output, flow, valid, balance=config.balance, weight=weight)
         figures = {'sequence': float(loss.detach()), 'epe': float(error.mean())}
         figures['epe_cold' if start is None else 'epe_warm'] = figures['epe']
         if output.correlation is not None and config.matching_weight:

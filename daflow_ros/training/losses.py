@@ -13,7 +13,12 @@ from daflow_ros.models.flow_output import FlowOutput, laplace_scales
 
 
 def sequence_loss(
-    output: FlowOutput, flow: Tensor, valid: Tensor, gamma: float = 0.8, balance: float = 0.0
+    output: FlowOutput,
+    flow: Tensor,
+    valid: Tensor,
+    gamma: float = 0.8,
+    balance: float = 0.0,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """RAFT's loss, sum of gamma^(M - i) |f_i - f*|_1 over the iterations (DA-Flow section 3.4).
 
@@ -26,6 +31,7 @@ def sequence_loss(
         gamma: weight of an iteration relative to the next.
         balance: px; a clip with mean error e counts 1 / (1 + e / balance), so that the few that
             nothing can match do not drown the others. 0 counts all alike.
+        weight: ``(B,)`` of the clips, or None for 1.
 
     Returns:
         The loss in px, and the end-point error ``(B, H, W)`` of the last prediction.
@@ -36,6 +42,8 @@ def sequence_loss(
     if balance:
         mean = (error * valid[:, 0]).mean(dim=(1, 2))
         counts = 1 / (1 + mean / balance)
+    if weight is not None:
+        counts = counts * weight
 
     def mean_of(errors: Tensor, weight: Tensor) -> Tensor:
         total = weight.sum(dim=(1, 2, 3)).clamp(min=1)
@@ -56,6 +64,23 @@ def sequence_loss(
         low, weight = truths[factor]
         loss = loss + gamma ** (last - i) * mean_of(factor * prediction - low, weight)
     return loss + mean_of(final, valid), error
+
+
+def blend_weight(flows: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
+    """What each clip counts when a blend is trained, ``(B,)``, 0.1 to 3.
+
+    On generated clips the matcher is as often right as the chosen flow, on real pairs less often.
+    Clips where the chosen flow is the better one, and good, count more, so that the blend learns
+    when to trust the matcher among pairs like those that it is for.
+
+    Args:
+        flows: ``(B, 2, 2, H, W)`` px, the chosen one first.
+        flow: ``(B, 2, H, W)`` px; valid: ``(B, 1, H, W)`` in {0, 1}.
+    """
+    error = ((flows.detach().float() - flow[:, None]).norm(dim=2) * valid).mean(dim=(2, 3))
+    chosen, matched = error.clamp(min=1e-3).unbind(dim=1)
+    better = ((matched / chosen).log() / 0.15).sigmoid()
+    return (0.1 + 0.9 * better) * (1 + 2 * (chosen < 2))
 
 
 def matching_loss(correlation: Tensor, flow: Tensor, visible: Tensor) -> Tensor:
