@@ -61,8 +61,9 @@ class PairFeatures:
     image2: Tensor
 
 
-#: GRU updates of the matcher for each of the network's own, and at most.
-MATCHER_ITERATIONS, MOST_MATCHER_ITERATIONS = 6, 12
+#: GRU updates of the matcher, which joins in from so many of the network's own on: who asks for
+#: fewer is short of time.
+MATCHER_ITERATIONS, MATCHER_FROM = 12, 2
 
 
 class RAFT(ModelMixin, ConfigMixin):
@@ -97,7 +98,7 @@ class RAFT(ModelMixin, ConfigMixin):
             back come with them.
         matcher_config: of a second RAFT, which finds the flow of the same images from no motion
             and without hypotheses; a :class:`FlowBlend` weighs it against the fused flow. Needs
-            ``num_hypotheses``.
+            ``num_hypotheses``. With one iteration it is left out.
 
     Raises:
         ValueError: a matcher beside nothing that is fused, or one that fuses itself.
@@ -279,8 +280,8 @@ class RAFT(ModelMixin, ConfigMixin):
                 fused, flows, hypotheses, features.image1, features.image2, correlation
             )
             output.choice = choice
-            if self.matcher is not None and iterations:
-                output = self._blend(output, features, iterations, hypotheses)
+            if self.matcher is not None and iterations >= MATCHER_FROM:
+                output = self._blend(output, features, hypotheses)
             return output
         laplace = None
         if self.update_block.mask is None:
@@ -313,16 +314,13 @@ class RAFT(ModelMixin, ConfigMixin):
         second = self.matching(features.quarter2, features.fmap2)
         return backward, self.selector(cues, about, forward, first, second)
 
-    def _blend(
-        self, output: FlowOutput, features: PairFeatures, iterations: int, hypotheses: Tensor
-    ) -> FlowOutput:
+    def _blend(self, output: FlowOutput, features: PairFeatures, hypotheses: Tensor) -> FlowOutput:
         """The fused flow and the matcher's, by what tells which of them holds."""
         assert self.matcher is not None and output.laplace is not None
         image1, image2 = features.image1, features.image2
         with torch.no_grad():  # trained by itself
-            count = min(MATCHER_ITERATIONS * iterations, MOST_MATCHER_ITERATIONS)
             seen = self.matcher.encode(torch.stack([image1, image2], dim=1))
-            matched = self.matcher.refine(seen, count)
+            matched = self.matcher.refine(seen, MATCHER_ITERATIONS)
         assert matched.laplace is not None
         flows = torch.stack([output.flow, matched.flow], dim=1)
         flow, laplace = blend_flows(
