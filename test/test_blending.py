@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from daflow_ros.models.blending import (
 from daflow_ros.models.flow_output import FlowOutput, expected_error
 from daflow_ros.models.raft import RAFT
 from daflow_ros.models.raft_sizes import RAFT_TINY
+from daflow_ros.training import flow_training
 from daflow_ros.training.clip_store import write_shard
 from daflow_ros.training.flow_training import FlowTrainer
 from daflow_ros.training.losses import blend_weight, sequence_loss
@@ -235,7 +237,7 @@ def test_what_does_not_go_together_is_refused(tmp_path) -> None:
         build_network('raft_tiny', matcher=str(tmp_path / 'daflow'))
 
 
-def test_training_changes_the_blend_alone(tmp_path) -> None:
+def test_training_changes_the_blend_alone(tmp_path, monkeypatch) -> None:
     rng = np.random.default_rng(5)
     first = photograph(rng, 64, 64)
     frames = np.stack([first, np.roll(first, 2, axis=1)])
@@ -271,6 +273,13 @@ def test_training_changes_the_blend_alone(tmp_path) -> None:
     with (tmp_path / 'run' / 'log.csv').open() as file:
         rows_logged = list(csv.DictReader(file))
     assert float(rows_logged[-1]['nll']) < float(rows_logged[0]['nll'])
+    # Clips count by which of the two flows is right.
+    monkeypatch.setattr(flow_training, 'blend_weight', lambda flows, *_: torch.zeros(len(flows)))
+    assert trainer.loss()[1]['sequence'] == 0
+    monkeypatch.undo()
+    assert trainer.loss()[1]['sequence'] > 0
+    with pytest.raises(ValueError, match='from 2 iterations on'):
+        FlowTrainer(replace(config, iterations=1, output=str(tmp_path / 'other')))
     # Its own model folder is a network with a blend, and a run goes on from there.
     assert load_folder(tmp_path / 'run' / 'model').matcher is not None
     assert FlowTrainer(config).step == 16

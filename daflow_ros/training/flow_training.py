@@ -15,7 +15,7 @@ from daflow_ros.estimators import load_estimator
 from daflow_ros.models.cues import hypothesis_cues
 from daflow_ros.models.daflow import DAFlow
 from daflow_ros.models.flow_output import FlowOutput
-from daflow_ros.models.raft import RAFT
+from daflow_ros.models.raft import MATCHER_FROM, RAFT
 from daflow_ros.training.clip_store import Sample, StoredClips, flip
 from daflow_ros.training.disturbed import disturbed
 from daflow_ros.training.losses import (
@@ -117,6 +117,8 @@ class FlowTrainer(ClipTrainer):
             self.scenes = clip_source(config, self.device)
         if self.fuses and config.selector_rate and not raft_of(self.network).selector.mean.any():
             self._normalise()
+        if config.matcher is not None and config.iterations < MATCHER_FROM:
+            raise ValueError(f'a matcher joins in from {MATCHER_FROM} iterations on')
         if config.matcher is not None and not raft_of(self.network).blend.mean.any():
             self._normalise_blend()
 
