@@ -83,9 +83,9 @@ def test_what_is_named_exists(path):
     tree = ast.parse(path.read_text())
     cmake = (ROOT / 'CMakeLists.txt').read_text()
     manifest = (ROOT / 'package.xml').read_text()
-    for name in ('daflow_node', 'daflow_replay'):
+    for name in ('daflow', 'daflow_node', 'daflow_replay'):
         assert os.access(ROOT / 'scripts' / name, os.X_OK)
-        assert f'scripts/{name}' in cmake
+        assert re.search(rf'scripts/{name}\b', cmake), name
     for call in calls(tree, 'Node'):
         assert keywords(call)['package'].value == 'daflow_ros'
         assert (ROOT / 'scripts' / keywords(call)['executable'].value).is_file()

@@ -19,9 +19,15 @@ colcon build --paths "$root" --event-handlers console_cohesion+ --cmake-args \
   -DPython3_EXECUTABLE="$venv/bin/python" \
   -DCMAKE_PROJECT_daflow_ros_INCLUDE="$root/cmake/wheel_prefix.cmake" >build.log 2>&1 ||
   { cat build.log; exit 1; }
-for file in lib/daflow_ros/daflow_node share/daflow_ros/config/fastdds.xml; do
-  test -f "install/daflow_ros/$file" || { echo "colcon did not install $file"; exit 1; }
+prefix=$work/install/daflow_ros
+for file in bin/daflow lib/daflow_ros/daflow_node share/daflow_ros/config/fastdds.xml; do
+  test -f "$prefix/$file" || { echo "colcon did not install $file"; exit 1; }
 done
+help=$(PYTHONPATH=$(echo "$prefix"/lib/python3.*/site-packages) "$prefix/bin/daflow" --help)
+case $help in
+  *doctor*) ;;
+  *) echo "daflow --help said: $help"; exit 1 ;;
+esac
 for option; do
   quoted="${quoted-} '$option'"
 done
