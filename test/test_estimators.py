@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Estimators recover a known translation, refuse what they cannot use, and say why."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from daflow_ros import EstimatorError, load_estimator
 from daflow_ros.estimators import ESTIMATORS, default_estimator
 from daflow_ros.estimators.network import NetworkEstimator, laplace_confidence
-from daflow_ros.estimators.registry import shipped_weights
+from daflow_ros.estimators.registry import revision_of, shipped_weights
+from daflow_ros.models.loading import WEIGHTS, load_raft_folder
 from daflow_ros.models.raft import RAFT
-from daflow_ros.models.raft_sizes import RAFT_SMALL
+from daflow_ros.models.raft_sizes import RAFT_MATCHER, RAFT_SMALL, RAFT_TINY
 
 
 def textured(height, width, seed=0):
@@ -110,6 +114,52 @@ def test_unsafe_and_broken_checkpoints(tmp_path, capsys):
         with pytest.raises(EstimatorError, match=reason):
             load_estimator('raft_small', device='cpu', weights=tmp_path / f'{file}.pth')
     assert 'code ran' not in capsys.readouterr().out
+
+
+def test_a_folder_of_half_precision_becomes_float32(tmp_path):
+    network = RAFT(**{**RAFT_TINY, 'matcher_config': RAFT_MATCHER})
+    network.half().save_pretrained(tmp_path)
+    loaded = load_raft_folder(tmp_path)
+    assert not loaded.training
+    for name, value in [*loaded.named_parameters(), *loaded.named_buffers()]:
+        assert value.device.type == 'cpu', name
+        assert value.dtype == torch.float32 or name.endswith('_tracked'), name
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name].to(value.dtype), value), name
+
+
+def test_a_raft_folder_with_a_key_missing_or_too_many(tmp_path):
+    RAFT(**RAFT_TINY).save_pretrained(tmp_path)
+    whole = load_file(tmp_path / WEIGHTS)
+    key = 'fnet.conv1.weight'
+    save_file({k: v for k, v in whole.items() if k != key}, tmp_path / WEIGHTS)
+    with pytest.raises(EstimatorError, match=f'1 keys missing, first {key}'):
+        load_estimator('raft_tiny', device='cpu', weights=tmp_path)
+    save_file({**whole, 'more': torch.zeros(1)}, tmp_path / WEIGHTS)
+    with pytest.raises(EstimatorError, match='more: not a parameter of this model'):
+        load_estimator('raft_tiny', device='cpu', weights=tmp_path)
+
+
+def test_a_folder_with_a_pickle_alone(tmp_path, capsys):
+    RAFT(**RAFT_TINY).save_pretrained(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    torch.save({'state_dict': Evil()}, tmp_path / 'diffusion_pytorch_model.bin')
+    with pytest.raises(EstimatorError, match='pickles are not read'):
+        load_estimator('raft_tiny', device='cpu', weights=tmp_path)
+    with pytest.raises(EstimatorError, match='no safetensors'):
+        revision_of(tmp_path)
+    assert 'code ran' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'change', [{'feature_dim': 0}, {'encoder_dims': [16]}, {'block': 'odd'}, {'more': 1}]
+)
+def test_a_configuration_that_is_none(tmp_path, change):
+    RAFT(**RAFT_TINY).save_pretrained(tmp_path)
+    file = tmp_path / 'config.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(EstimatorError, match=r'config\.json'):
+        load_estimator('raft_tiny', device='cpu', weights=tmp_path)
 
 
 def test_network_estimator_pads_any_size_and_uses_the_initial_flow(tmp_path):

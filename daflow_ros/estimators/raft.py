@@ -12,6 +12,7 @@ from daflow_ros.estimators.estimate import EstimatorError
 from daflow_ros.estimators.network import NetworkEstimator
 from daflow_ros.estimators.registry import revision_of
 from daflow_ros.models.flow_output import FlowOutput
+from daflow_ros.models.loading import load_raft_folder
 from daflow_ros.models.raft import RAFT
 from daflow_ros.models.raft_checkpoints import load_raft
 
@@ -28,12 +29,9 @@ def raft_estimator(name: str, path: Path, device: str, **options: Any) -> Networ
 
     Raises:
         EstimatorError: a checkpoint of another size than ``name`` says.
-        CheckpointError: see load_raft.
+        CheckpointError: see load_raft and load_raft_folder.
     """
-    if path.is_dir():
-        network = RAFT.from_pretrained(path, low_cpu_mem_usage=False).eval()
-    else:
-        network = load_raft(path)
+    network = load_raft_folder(path) if path.is_dir() else load_raft(path)
     small = network.config.block == 'bottleneck'
     if name != 'raft_tiny' and small != (name == 'raft_small'):
         raise EstimatorError(f'{path} holds RAFT {"small" if small else "large"}, not {name}')

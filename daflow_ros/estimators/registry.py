@@ -101,9 +101,15 @@ def default_estimator() -> str:
 
 
 def revision_of(path: Path) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of a checkpoint (a folder: of its files)."""
+    """First 12 hexadecimal digits of the SHA-256 of a checkpoint (a folder: of its safetensors).
+
+    Raises:
+        EstimatorError: a folder without any, whose revision would be that of nothing.
+    """
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(path.rglob('*.safetensors'))
+    if not files:
+        raise EstimatorError(f'{path}: no safetensors in this folder')
     for file in files:
         with file.open('rb') as stream:
             while block := stream.read(1 << 20):

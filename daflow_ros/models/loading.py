@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from daflow_ros.models.daflow import DAFlow
+from daflow_ros.models.raft import RAFT
 from daflow_ros.models.raft_checkpoints import CheckpointError
 
 WEIGHTS = 'diffusion_pytorch_model.safetensors'
@@ -136,8 +137,38 @@ def build(kind: Callable[..., Model], config: dict[str, Any], folder: str | Path
     try:
         with torch.device('meta'):
             return kind(**config)
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+    except (
+        ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError
+    ) as error:  # fmt: skip
         raise CheckpointError(f'{Path(folder) / "config.json"}: {error}') from error
+
+
+def _load_folder(
+    kind: type[Model],
+    folder: str | Path,
+    dtype_of: Callable[[str], torch.dtype] = lambda key: torch.float32,
+) -> Model:
+    """A network by its class's name, with the folder's weights in the type told for each key."""
+    if not Path(folder).is_dir():
+        raise CheckpointError(f'{folder}: expected a folder written by save_pretrained')
+    model = build(kind, read_config(folder, [kind.__name__]), folder)
+    # Every buffer of these networks is in the state: nothing stays on the meta device.
+    expected = {k: v.shape for k, v in model.state_dict().items()}
+    state = load_tensors(weight_files(folder), expected)
+    for key, value in state.items():
+        if value.is_floating_point():
+            state[key] = value.to(dtype_of(key))
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def load_raft_folder(folder: str | Path) -> RAFT:
+    """RAFT from a ``save_pretrained`` folder, float32, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: missing, truncated, mis-shaped or hostile files.
+    """
+    return _load_folder(RAFT, folder)
 
 
 def load_daflow(folder: str | Path, transformer_dtype: torch.dtype = torch.float32) -> DAFlow:
@@ -150,14 +181,9 @@ def load_daflow(folder: str | Path, transformer_dtype: torch.dtype = torch.float
     Raises:
         CheckpointError: missing, truncated, mis-shaped or hostile files.
     """
-    if not Path(folder).is_dir():
-        raise CheckpointError(f'{folder}: expected a folder written by save_pretrained')
-    model = build(DAFlow, read_config(folder, ['DAFlow']), folder)
-    expected = {k: v.shape for k, v in model.state_dict().items()}
-    state = load_tensors(weight_files(folder), expected)
-    for key, value in state.items():
-        if value.is_floating_point():
-            large = key.startswith(('transformer.', 'latent.'))
-            state[key] = value.to(transformer_dtype if large else torch.float32)
-    model.load_state_dict(state, assign=True)
-    return model.eval().requires_grad_(False)
+
+    def dtype_of(key: str) -> torch.dtype:
+        large = key.startswith(('transformer.', 'latent.'))
+        return transformer_dtype if large else torch.float32
+
+    return _load_folder(DAFlow, folder, dtype_of)
