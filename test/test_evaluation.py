@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 
 from daflow_ros.cli import main
 from daflow_ros.datasets.benchmarks import GroundTruth
-from daflow_ros.evaluation import measures, proxies, summary
+from daflow_ros.evaluation import measures, proxies, runner, summary
 from daflow_ros.evaluation.corruptions import CLEAN, Corruption, corrupt_clip, parse_corruptions
 from daflow_ros.evaluation.models import parse_models
 from daflow_ros.evaluation.sources import CLIP_FRAMES, open_source
@@ -116,6 +117,34 @@ def test_goes_on_from_what_is_there(tmp_path, capsys):
     evaluate(*words, 'dis', '--seed', '7', '--corrupt', 'rain:3')
     other = [r for r in results(tmp_path / 'out')['records'] if r['corruption'] == 'rain']
     assert all(before[r['pair'], 'rain']['accuracy'] != r['accuracy'] for r in other)
+
+
+@pytest.mark.parametrize('change', ['code', 'opencv'])
+def test_nothing_outlives_the_code_that_made_it(tmp_path, monkeypatch, change):
+    chairs(tmp_path / 'chairs', 1)
+    words = [tmp_path / 'chairs', '-o', tmp_path / 'out', '--models', 'dis_fast']
+    evaluate(*words)
+    [before] = results(tmp_path / 'out')['records']
+    if change == 'code':
+        monkeypatch.setattr(runner, 'code_revision', lambda: 'another')
+    else:
+        # Not cv2's own: that is the revision of dis_fast, which counts anyway.
+        monkeypatch.setattr(runner, 'cv2', SimpleNamespace(__version__='another'))
+    evaluate(*words)
+    [after] = results(tmp_path / 'out')['records']
+    # Its time tells that the pair was estimated anew.
+    assert before['accuracy'] == after['accuracy'] and before['timing'] != after['timing']
+
+
+@pytest.mark.parametrize('floor', ['degradation', 'flow', 'models', 'estimators'])
+def test_every_source_counts(tmp_path, floor):
+    package = tmp_path / 'daflow_ros'
+    shutil.copytree(runner.PACKAGE, package, ignore=shutil.ignore_patterns('weights', '*.pyc'))
+    before = runner.code_revision(package)
+    assert before == runner.code_revision()
+    with sorted((package / floor).glob('*.py'))[-1].open('a') as file:
+        file.write('# changed\n')
+    assert before != runner.code_revision(package)
 
 
 def test_damaged_files_and_sources_are_named_and_the_rest_goes_on(tmp_path, capsys):

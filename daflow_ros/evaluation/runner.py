@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -25,6 +26,13 @@ from daflow_ros.evaluation.sources import Clip, Source, SourceError, open_source
 
 Record = dict[str, Any]
 Images = tuple[npt.NDArray[np.uint8], ...]
+
+PACKAGE = Path(__file__).resolve().parents[1]
+#: Results do not outlive a change of these.
+SOURCES = (
+    'degradation/*.py', 'flow/*.py', 'models/*.py', 'estimators/*.py', 'datasets/*.py',
+    'evaluation/measures.py', 'evaluation/proxies.py', 'evaluation/corruptions.py',
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,12 +92,12 @@ def write_json(path: Path, content: Any) -> None:
     draft.replace(path)
 
 
-def _degradation_code() -> str:
-    """Hash of the degradations' sources: results do not outlive what made their pixels."""
+def code_revision(package: Path = PACKAGE) -> str:
+    """Hash of the sources that make a result: pixels, flow and figures."""
     digest = hashlib.sha256()
-    folder = Path(__file__).resolve().parents[1] / 'degradation'
-    for file in sorted(folder.glob('*.py')):
-        digest.update(file.read_bytes())
+    for pattern in SOURCES:
+        for file in sorted(package.glob(pattern)):
+            digest.update(f'{file.relative_to(package)}\0'.encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -101,7 +109,7 @@ def _fingerprint(source: Source, estimator: FlowEstimator, settings: Settings) -
         'model': estimator.name, 'revision': estimator.revision,
         'iterations': settings.iterations or estimator.default_iterations,
         'device': estimator.device.split(':')[0], 'seed': settings.seed,
-        'proxies': settings.proxies, 'degradations': _degradation_code(),
+        'proxies': settings.proxies, 'code': code_revision(), 'opencv': cv2.__version__,
         'version': daflow_ros.__version__,
     }
 
