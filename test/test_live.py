@@ -6,9 +6,12 @@ import os
 import random
 
 import pytest
+import torch
 from test_evaluation import frames, without_times
 
 from daflow_ros.cli import main
+from daflow_ros.models.raft import RAFT
+from daflow_ros.models.raft_sizes import RAFT_SMALL
 
 pytest.importorskip('rclpy')
 pytest.importorskip('daflow_ros.msg')
@@ -44,6 +47,18 @@ def test_live_beside_direct(tmp_path, domain, capsys):
     report = (tmp_path / 'out' / 'report.md').read_text()
     assert 'Live, through the node' in report and 'those of the direct run' in report
     assert 'Hz' in capsys.readouterr().out
+
+
+@pytest.mark.timeout(280)
+def test_the_node_gets_the_iterations_of_the_direct_run(tmp_path, domain):
+    """Random weights: every iteration moves the flow."""
+    torch.manual_seed(0)
+    torch.save(RAFT(**RAFT_SMALL).state_dict(), tmp_path / 'small.pth')
+    words = ['--models', f'raft_small@{tmp_path / "small.pth"}', '--iterations', '2', '--live']
+    source = str(frames(tmp_path / 'frames', 6))
+    assert main(['evaluate', source, *words, '--no-report', '-o', str(tmp_path / 'out')]) == 0
+    [entry] = json.loads((tmp_path / 'out' / 'results.json').read_text())['run']['live']
+    assert entry['timing']['received'] >= 1 and entry['timing']['different'] == 0
 
 
 def test_benchmarks_are_not_played(tmp_path, capsys):

@@ -5,6 +5,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daflow_ros.datasets.recordings import Recording
+    from daflow_ros.evaluation.live import Play
+    from daflow_ros.evaluation.models import ModelSpec
+    from daflow_ros.evaluation.runner import Settings
 
 HELP = 'measure models on a recording or benchmark and write a report'
 
@@ -78,8 +86,6 @@ def _positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; 0, 1 where a requirement is not kept, 2 where nothing could be evaluated."""
-    from pathlib import Path
-
     from daflow_ros.estimators import EstimatorError, default_estimator
     from daflow_ros.evaluation import fleet, live, output, summary
     from daflow_ros.evaluation.corruptions import parse_corruptions
@@ -107,6 +113,14 @@ def run(args: argparse.Namespace) -> int:
         print(f'daflow evaluate: --output: {error}', file=sys.stderr)
         return 2
     try:
+        play = player() if args.live else None
+    except ImportError as error:
+        print(
+            f'daflow evaluate: --live needs ROS 2 (rclpy and its messages): {error}',
+            file=sys.stderr,
+        )
+        return 2
+    try:
         if args.ray_address:
             results, failed = fleet.evaluate_fleet(
                 sources, settings, folder, args.ray_address, _progress
@@ -132,9 +146,9 @@ def run(args: argparse.Namespace) -> int:
         print(f'daflow evaluate: --require: {error}', file=sys.stderr)
         return 2
     played = []
-    if args.live:
+    if play is not None:
         try:
-            played = live.run_live(results, settings, folder, _progress)
+            played = live.run_live(results, settings, folder, play, _progress)
         except live.LiveError as error:
             print(f'daflow evaluate: {error}', file=sys.stderr)
             return 2
@@ -151,6 +165,32 @@ def run(args: argparse.Namespace) -> int:
     for sentence, holds in verdicts:
         print(f'{"ok  " if holds else "FAIL"} {sentence}')
     return 0 if all(holds for _, holds in verdicts) else 1
+
+
+def player() -> Play:
+    """What plays recordings through the node.
+
+    Raises:
+        ImportError: no ROS here.
+    """
+    from daflow_ros.evaluation.live import LiveError
+    from daflow_ros.ros.node_process import NodeProcessError
+    from daflow_ros.ros.replay import ReplayFiles, replay
+
+    def play(
+        recording: Recording, folder: Path, spec: ModelSpec, settings: Settings
+    ) -> tuple[Any, Path]:
+        try:
+            summary = replay(
+                recording, folder, model=spec.name,
+                weights=str(Path(spec.weights).resolve()) if spec.weights else '',
+                device=settings.device, iterations=settings.iterations or 0, video=False,
+            )  # fmt: skip
+        except NodeProcessError as error:
+            raise LiveError(str(error)) from error
+        return summary, ReplayFiles(folder).flow_bag
+
+    return play
 
 
 def _progress(message: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from daflow_ros.datasets.recorded_flow import read_recorded_flow
-from daflow_ros.datasets.recordings import Frame, RecordingError, open_recording
+from daflow_ros.datasets.recordings import Frame, Recording, RecordingError, open_recording
 from daflow_ros.evaluation.models import ModelSpec
 from daflow_ros.evaluation.runner import Settings, SourceResult, result_folder, slug
 
@@ -21,6 +21,11 @@ SAME = 0.01
 
 class LiveError(ValueError):
     """The node cannot be run: no ROS, or it did not come up."""
+
+
+#: Plays a recording through a node with the model, into a folder; returns the summary of the
+#: replay and the bag of recorded flow. It comes from above: ROS is a floor of its own.
+Play = Callable[[Recording, Path, ModelSpec, Settings], tuple[Any, Path]]
 
 
 def compare_flow(
@@ -34,7 +39,8 @@ def compare_flow(
         `worst_at`, its time in s; `unmatched`: fields that are between no two successive frames.
 
     """
-    estimator = spec.load(settings.device, settings.iterations)
+    # As the node: its iterations are asked for pair by pair, of a model with its own default.
+    estimator = spec.load(settings.device, None)
     fields = {(f.stamp_ns, f.target_stamp_ns): f.flow for f in read_recorded_flow(flow_bag)}
     total = len(fields)
     distances: list[tuple[float, float]] = []
@@ -45,7 +51,9 @@ def compare_flow(
         if previous is not None:
             live = fields.pop((previous.stamp_ns, frame.stamp_ns), None)
             if live is not None:
-                direct = estimator.estimate(previous.image, frame.image).flow
+                direct = estimator.estimate(
+                    previous.image, frame.image, iterations=settings.iterations
+                ).flow
                 step = np.nan_to_num(live) - direct
                 distance = float(np.hypot(step[..., 0], step[..., 1]).mean(dtype=np.float64))
                 distances.append((distance, (previous.stamp_ns - start) / 1e9))
@@ -60,7 +68,7 @@ def compare_flow(
 
 
 def run_live(
-    results: list[SourceResult], settings: Settings, output: Path,
+    results: list[SourceResult], settings: Settings, output: Path, play: Play,
     progress: Callable[[str], None] = lambda message: None,
 ) -> list[dict[str, Any]]:
     """Play each recording at its own rate through the node, once for each model.
@@ -73,14 +81,9 @@ def run_live(
         the same twice.
 
     Raises:
-        LiveError: no ROS here, or the node did not come up.
+        LiveError: the node did not come up, or a file cannot be read or written.
 
     """
-    try:
-        from daflow_ros.ros.node_process import NodeProcessError
-        from daflow_ros.ros.replay import ReplayFiles, replay
-    except ImportError as error:
-        raise LiveError(f'--live needs ROS 2 (rclpy and its messages): {error}') from error
     entries = []
     for result in results:
         if result.kind != 'recording':
@@ -91,15 +94,11 @@ def run_live(
             progress(f'{result.source}: live, {spec.label}')
             try:
                 recording = open_recording(result.path, settings.topic)
-                summary = replay(
-                    recording, folder, model=spec.name,
-                    weights=str(Path(spec.weights).resolve()) if spec.weights else '',
-                    device=settings.device, rate=1.0, video=False,
-                )
+                summary, flow_bag = play(recording, folder, spec, settings)
                 same = compare_flow(
-                    ReplayFiles(folder).flow_bag, Path(result.path), settings.topic, spec, settings
+                    flow_bag, Path(result.path), settings.topic, spec, settings
                 )
-            except (NodeProcessError, RecordingError, OSError) as error:
+            except (LiveError, RecordingError, OSError) as error:
                 raise LiveError(f'{result.path}, {spec.label}: {error}') from error
             entries.append({
                 'source': result.source, 'model': spec.label,

@@ -199,7 +199,8 @@ def _max_interval(recording: Recording, stamps: list[int]) -> float:
 
 def replay(
     recording: Recording, output: Path, *, model: str = 'auto', weights: str = '',
-    device: str = 'auto', looks: int = 0, rate: float = 1.0, video: bool = True,
+    device: str = 'auto', iterations: int = 0, looks: int = 0, rate: float = 1.0,
+    video: bool = True,
 ) -> ReplaySummary:
     """Play a recording through a node of its own and write what came of it.
 
@@ -211,7 +212,7 @@ def replay(
         model: of the node, see ``daflow models``; 'auto' is the node's default.
         weights: checkpoint file or folder of the model; empty for what the package ships.
         device: of the node.
-        looks: of the node; 0 is the model's default.
+        iterations, looks: of the node; 0 is the model's default.
         rate: times the recorded speed; 0 sends each picture when the last one is answered, so
             that every pair gets its flow however slow the model is.
         video: draw the film and the picture.
@@ -233,6 +234,7 @@ def replay(
         'use_sim_time': True, 'status_period': 0.2, 'idle_without_subscribers': False,
         'max_interval': _max_interval(recording, stamps),
         **({'weights': weights} if weights else {}),
+        **({'iterations': iterations} if iterations else {}),
         **({'looks': looks} if looks else {}),
     }
     arguments = ['--model', model, '--device', device]
