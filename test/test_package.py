@@ -136,6 +136,49 @@ print(count)
     assert int(done.stdout) > 10
 
 
+#: From the lowest; folders of one floor may import each other.
+FLOORS = (
+    ('allocator', 'flow'),
+    ('models',),
+    ('estimators',),
+    ('degradation', 'datasets', 'training', 'evaluation'),
+    ('msg', 'ros'),
+    ('commands', 'cli'),
+)
+
+
+def imports_of(path):
+    """Dotted names of all that a file imports, inside of functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f'{path}: a relative import'
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def test_floors():
+    """No folder imports from a floor above its own, and rclpy is for the rim alone."""
+    floor_of = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+    package = ROOT / 'daflow_ros'
+    faults, seen = [], set()
+    for path in package.rglob('*.py'):
+        part = path.relative_to(package).parts[0].removesuffix('.py')
+        if part == '__init__':  # the library's face, which takes its names from estimators
+            continue
+        for name in imports_of(path):
+            root, _, rest = name.partition('.')
+            other = rest.partition('.')[0]
+            if root == 'daflow_ros' and other not in ('', '__version__'):
+                seen.add((part, other))
+                if floor_of[other] > floor_of[part]:
+                    faults.append(f'{path.relative_to(ROOT)} imports {name}')
+            elif root == 'rclpy' and part != 'ros':
+                faults.append(f'{path.relative_to(ROOT)} imports rclpy')
+    assert faults == []
+    assert {('commands', 'ros'), ('estimators', 'models'), ('cli', 'allocator')} <= seen
+
+
 def test_source_files():
     """SPDX header, line length, and nothing that belongs to one machine."""
     foreign = re.compile('|'.join(['/ro' + 'ot/', '/wo' + 'rk/', '/ho' + r'me/\w+/\w']))
