@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from daflow_ros import load_estimator
+from daflow_ros.ros.transport import SHARED_MEMORY, own_segments
 
 WORLD = texture()
 FAST_STATUS = ('--ros-args', '-p', 'status_period:=0.2')
@@ -148,12 +150,46 @@ def test_stopped_in_the_middle_of_a_pair(signals):
     assert 'rror' not in node.output
 
 
+def shared_memory_of(process):
+    """Files of Fast DDS that a process holds the locks of, with their inodes."""
+    links = [os.readlink(link) for link in Path(f'/proc/{process.pid}/fd').iterdir()]
+    names = [Path(link).name.removesuffix('_el') for link in links if link.endswith('_el')]
+    assert any(re.fullmatch('fastdds_[0-9a-f]{16}', name) for name in names), links
+    paths = [
+        SHARED_MEMORY / part
+        for name in names
+        for part in (name, f'{name}_el', f'sem.{name}_mutex')
+    ]
+    return [(path, path.stat().st_ino) for path in paths if path.exists()]
+
+
+def left_of(files):
+    """Others may use a port of the same number as soon as it is free."""
+    return [path for path, inode in files if path.exists() and path.stat().st_ino == inode]
+
+
+def test_a_pair_longer_than_the_stop_leaves_nothing_in_shared_memory(gate):
+    """The process ends while the model works; what is others' stays."""
+    with NodeProcess(*FAST_STATUS, faulty=True) as node:
+        node.client.listen('flow')
+        node.client.publish(image_message(picture(0, HELD), 80.0))
+        node.client.publish(image_message(picture(1), 80.1))
+        assert node.client.wait(lambda: busy_for(node.client) > 0)
+        files = shared_memory_of(node.process)
+        others = own_segments()
+        assert node.stop(signal.SIGINT) == 0
+        assert not gate.exists()
+        assert left_of(files) == []
+        assert others and all(path.exists() for path in others)
+    assert 'Traceback' not in node.output
+
+
 def test_stopped_while_the_model_is_loaded():
     with NodeProcess(*FAST_STATUS, '-p', 'weights:=slow', faulty=True, wait=False) as node:
-        assert node.client.wait(
-            lambda: node.client.told('model') == 'configuring'
-        )
+        assert node.client.wait(lambda: node.client.told('model') == 'configuring')
+        files = shared_memory_of(node.process)
         assert node.stop(signal.SIGINT) == 0
+        assert left_of(files) == []
     assert 'Traceback' not in node.output
 
 

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,35 @@ def test_stale_segments_are_told_from_held_ones(tmp_path):
     assert [path.name[:9] for path in memory.stale] == ['fastdds_3', 'fastrtps_']
     assert memory.stale_bytes == 200
     assert transport.shared_memory(tmp_path / 'absent') is None
+
+
+def test_only_what_this_process_has_locked_is_removed(tmp_path):
+    mine, port = 'fastdds_' + '1' * 16, 'fastrtps_port7411'
+    others, dead = 'fastdds_' + '2' * 16, 'fastdds_port7413'
+    for name in (mine, port, others, dead):
+        (tmp_path / name).write_bytes(bytes(100))
+        (tmp_path / f'{name}_el').touch()
+    for name in (port, dead):
+        (tmp_path / f'sem.{name}_mutex').touch()
+    (tmp_path / 'own_el').touch()
+    hold = 'import fcntl, sys; fcntl.flock(open(sys.argv[1]), 2); print(flush=True); input()'
+    with ExitStack() as stack:
+        for name in (mine, port, 'own'):
+            lock = stack.enter_context((tmp_path / f'{name}_el').open())
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        # Open here as well, as Fast DDS opens it to see whether its process lives.
+        stack.enter_context((tmp_path / f'{others}_el').open())
+        holder = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, '-c', hold, str(tmp_path / f'{others}_el')],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )
+        )  # fmt: skip
+        holder.stdout.readline()
+        assert transport.own_segments(tmp_path) == [tmp_path / mine]
+        transport.remove_own_files(tmp_path)
+        holder.communicate(b'\n', timeout=60)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted(
+        [others, f'{others}_el', dead, f'{dead}_el', f'sem.{dead}_mutex', 'own_el']
+    )

@@ -30,7 +30,7 @@ from daflow_ros.ros.executor import CallbackExecutor
 from daflow_ros.ros.flow_statistics import Snapshot
 from daflow_ros.ros.model_server import ModelServer
 from daflow_ros.ros.parameters import NodeParameters, ParameterError
-from daflow_ros.ros.transport import own_segment_size
+from daflow_ros.ros.transport import own_segment_size, remove_own_files
 
 #: Seconds that a transition or the end of the process waits for the pair in work.
 STOP_TIMEOUT = 5.0
@@ -322,6 +322,7 @@ def run_node(arguments: Sequence[str], load: Load = load_estimator) -> int:
     if not node.stop():
         # Python would wait for a model that is being loaded or has a long pair, or crash under it.
         rclpy.try_shutdown()
+        remove_own_files()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

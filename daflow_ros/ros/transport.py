@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -32,6 +33,8 @@ SHARED_MEMORY = Path('/dev/shm')  # noqa: S108
 # Fast DDS (fastrtps_ before version 3) names a segment after 16 hexadecimal digits and keeps a
 # file NAME_el beside it, which its process holds locked while it lives.
 _SEGMENT = re.compile(r'(fastrtps|fastdds)_[0-9a-f]{16}')
+# A port, likewise: a queue that one process reads and any other may write to.
+_PORT = re.compile(r'(fastrtps|fastdds)_port[0-9]+')
 
 
 @dataclass(frozen=True)
@@ -159,35 +162,51 @@ def shared_memory(folder: Path = SHARED_MEMORY) -> SharedMemory | None:
     return SharedMemory(usage.total, usage.free, tuple(segments), tuple(stale))
 
 
+def own_segments(folder: Path = SHARED_MEMORY) -> list[Path]:
+    """Shared-memory segments that Fast DDS made for this process."""
+    return [path for path in _locked_here(folder) if _SEGMENT.fullmatch(path.name)]
+
+
 def own_segment_size() -> int | None:
     """Shared-memory segment that Fast DDS made for this process, bytes, as the kernel tells it.
 
     Returns:
         The size, or None while this process has no participant or Fast DDS uses no shared memory.
     """
+    return max((path.stat().st_size for path in own_segments()), default=None)
+
+
+def remove_own_files(folder: Path = SHARED_MEMORY) -> None:
+    """Remove what Fast DDS keeps in shared memory for this process.
+
+    For a process that ends without closing its participants. Besides its segment these are the
+    ports that it alone reads; who writes to one makes a new one for its next reader.
+    """
+    for path in _locked_here(folder):
+        for name in (path.name, f'sem.{path.name}_mutex', f'{path.name}_el'):
+            with suppress(OSError):
+                path.with_name(name).unlink()
+
+
+def _locked_here(folder: Path) -> list[Path]:
+    """Segments and ports of Fast DDS whose lock file this process holds locked."""
     try:
-        maps = Path('/proc/self/maps').read_text()
-    except OSError:
-        return None
-    sizes = []
-    for line in maps.splitlines():
-        path = Path(line.split(maxsplit=5)[-1])
-        # Other processes' segments are mapped too once they are matched; our own is the one whose
-        # lock file this process has open.
-        if _SEGMENT.fullmatch(path.name) and _is_open_here(path.with_name(path.name + '_el')):
-            sizes.append(path.stat().st_size)
-    return max(sizes, default=None)
-
-
-def _is_open_here(path: Path) -> bool:
-    """Whether this process has the file open."""
-    for descriptor in Path('/proc/self/fd').iterdir():
+        descriptors = os.listdir('/proc/self/fd')
+    except OSError:  # not Linux
+        return []
+    paths = []
+    for descriptor in descriptors:
         try:
-            if descriptor.readlink() == path:
-                return True
+            lock = Path(os.readlink(f'/proc/self/fd/{descriptor}'))
+            info = Path(f'/proc/self/fdinfo/{descriptor}').read_text()
         except OSError:
             continue
-    return False
+        path = lock.with_name(lock.name.removesuffix('_el'))
+        known = _SEGMENT.fullmatch(path.name) or _PORT.fullmatch(path.name)
+        # Fast DDS opens the lock files of others too, to see whether they live.
+        if known and lock.name.endswith('_el') and 'FLOCK' in info:
+            paths.append(path)
+    return [path for path in paths if path.parent == folder.resolve()]
 
 
 def _is_held(lock: Path) -> bool:
