@@ -15,7 +15,7 @@ from daflow_ros.estimators import ESTIMATORS
 from daflow_ros.ros.transport import use_shipped_profile
 
 # Arguments that override the parameter of the same name when they are given.
-TEXTS = ('model', 'device')
+TEXTS = ('model', 'device', 'weights')
 FLAGS = ('compressed', 'autostart')
 FROM_FILE = ' (default: as in params_file)'
 
@@ -23,9 +23,11 @@ FROM_FILE = ' (default: as in params_file)'
 def start_node(context):
     """The node, once the arguments have values."""
     value = context.launch_configurations
-    parameters = {'use_sim_time': value['use_sim_time'] == 'true'}
-    parameters.update({name: value[name] for name in TEXTS if value[name]})
-    parameters.update({name: value[name] == 'true' for name in FLAGS if value[name]})
+    parameters = {name: value[name] for name in TEXTS if value[name]}
+    # use_sim_time is a parameter of every node, not of this one's own.
+    for name in (*FLAGS, 'use_sim_time'):
+        if value[name]:
+            parameters[name] = value[name] == 'true'
     topic = value['image_topic']
     logger = '.'.join([*filter(None, value['namespace'].split('/')), 'daflow'])
     return [
@@ -63,7 +65,8 @@ def generate_launch_description():
             'image_topic',
             default_value='image_raw',
             description='raw image topic of the camera; relative to the namespace unless it '
-            'begins with /',
+            'begins with /. Without effect where params_file names cameras: those are read from '
+            'NAME/image_raw',
         ),
         DeclareLaunchArgument(
             'compressed',
@@ -86,10 +89,15 @@ def generate_launch_description():
             description='auto, cpu, cuda or cuda:N' + FROM_FILE,
         ),
         DeclareLaunchArgument(
+            'weights',
+            default_value='',
+            description='checkpoint file or folder of the model' + FROM_FILE,
+        ),
+        DeclareLaunchArgument(
             'use_sim_time',
-            default_value='false',
-            choices=boolean,
-            description='take the time from /clock, as when a bag is played',
+            default_value='',
+            choices=['', *boolean],
+            description='take the time from /clock, as when a bag is played' + FROM_FILE,
         ),
         DeclareLaunchArgument(
             'autostart',

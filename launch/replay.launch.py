@@ -16,7 +16,7 @@ from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
 from daflow_ros.estimators import ESTIMATORS
 
 #: Arguments passed on as options of the same name when they are given.
-OPTIONS = ('topic', 'model', 'device', 'output', 'rate')
+OPTIONS = ('topic', 'model', 'device', 'weights', 'output', 'rate')
 
 
 def start_replay(context):
@@ -50,6 +50,11 @@ def generate_launch_description():
         ),
         DeclareLaunchArgument(
             'device', default_value='', description='auto, cpu, cuda or cuda:N (default: auto)'
+        ),
+        DeclareLaunchArgument(
+            'weights',
+            default_value='',
+            description='checkpoint file or folder of the model (default: what the package ships)',
         ),
         DeclareLaunchArgument(
             'output', default_value='', description='folder for the flow bag, video and summary'

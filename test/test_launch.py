@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
@@ -23,10 +24,10 @@ LAUNCH = ROOT / 'launch'
 FILES = sorted(LAUNCH.glob('*.launch.py'))
 ARGUMENTS = {
     'daflow.launch.py': {
-        'params_file', 'image_topic', 'compressed', 'namespace', 'model', 'device',
+        'params_file', 'image_topic', 'compressed', 'namespace', 'model', 'device', 'weights',
         'use_sim_time', 'autostart', 'log_level',
     },
-    'replay.launch.py': {'source', 'topic', 'model', 'device', 'output', 'rate'},
+    'replay.launch.py': {'source', 'topic', 'model', 'device', 'weights', 'output', 'rate'},
 }  # fmt: skip
 
 
@@ -109,6 +110,41 @@ def test_node_launch_overrides_are_parameters():
         assert isinstance(parameters.PARAMETERS[name].default, str)
     for name in named['FLAGS']:
         assert isinstance(parameters.PARAMETERS[name].default, bool)
+
+
+def started_with(monkeypatch, **given):
+    """Keywords of the Node that daflow.launch.py makes, by stand-ins for `launch`."""
+    stand_in = MagicMock()
+    for name in (
+        'ament_index_python', 'ament_index_python.packages', 'launch', 'launch.actions',
+        'launch_ros', 'launch_ros.actions',
+    ):  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    spec = importlib.util.spec_from_file_location('daflow_launch', LAUNCH / 'daflow.launch.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    declared = calls(ast.parse((LAUNCH / 'daflow.launch.py').read_text()), 'DeclareLaunchArgument')
+    defaults = {call.args[0].value: keywords(call)['default_value'] for call in declared}
+    values = {
+        name: value.value if isinstance(value, ast.Constant) else 'as computed'
+        for name, value in defaults.items()
+    }
+    stand_in.launch_configurations = {**values, **given}
+    module.start_node(stand_in)
+    return stand_in.Node.call_args.kwargs
+
+
+def test_what_is_not_given_is_left_to_the_parameters_file(monkeypatch):
+    assert started_with(monkeypatch)['parameters'] == ['as computed', {}]
+
+
+def test_what_is_given_wins(monkeypatch):
+    given = {'use_sim_time': 'true', 'autostart': 'false', 'weights': 'a.pth', 'model': 'raft'}
+    node = started_with(monkeypatch, params_file='mine.yaml', image_topic='/cam', **given)
+    expected = {'use_sim_time': True, 'autostart': False, 'weights': 'a.pth', 'model': 'raft'}
+    assert node['parameters'] == ['mine.yaml', expected]
+    remappings = [('image_raw', '/cam'), ('image_raw/compressed', '/cam/compressed')]
+    assert node['remappings'] == remappings
 
 
 def test_replay_launch_options_are_those_of_the_verb():
