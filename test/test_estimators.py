@@ -81,11 +81,15 @@ def test_unusable_requests(tmp_path):
         load_estimator('raft', weights=tmp_path / 'absent.pth')
     with pytest.raises(EstimatorError, match='preset'):
         load_estimator('dis', preset='slow')
-    with pytest.raises(EstimatorError, match='colour'):
-        load_estimator('dis', colour=True)
+    with pytest.raises(EstimatorError, match='dis has no option dtype'):
+        load_estimator('dis', dtype='float16')
+    with pytest.raises(EstimatorError, match=r'farneback has no weights to load a\.pth into'):
+        load_estimator('farneback', weights='a.pth')
     with pytest.raises(EstimatorError, match='cannot be used'):
         torch.save(RAFT(**RAFT_SMALL).state_dict(), tmp_path / 'small.pth')
         load_estimator('raft_small', device='cuda:77', weights=tmp_path / 'small.pth')
+    with pytest.raises(EstimatorError, match='raft_small has no option colour'):
+        load_estimator('raft_small', weights=tmp_path / 'small.pth', colour=True)
     with pytest.raises(EstimatorError, match='RAFT small, not raft'):
         load_estimator('raft', device='cpu', weights=tmp_path / 'small.pth')
 

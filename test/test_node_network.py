@@ -73,10 +73,14 @@ def test_stopped_inside_torch(weights, number):
     assert 'rror' not in node.output and 'Traceback' not in node.output
 
 
-def test_an_option_that_the_model_lacks_is_told():
-    arguments = ('--ros-args', '-p', 'dtype:=float16')
-    with NodeProcess('--model', 'dis', *arguments, wait=False) as node:
+def test_options_of_networks_do_not_stop_dis():
+    with NodeProcess('--model', 'dis', '--ros-args', '-p', 'dtype:=float16') as node:
+        assert node.client.state() == 'active'
+
+
+def test_weights_that_the_model_lacks_are_told():
+    with NodeProcess('--model', 'dis', '--weights', 'a.pth', wait=False) as node:
         client = node.client
         assert client.wait(lambda: 'model' in client.status)
-        assert client.wait(lambda: 'dtype' in client.told('model'))
+        assert client.wait(lambda: 'dis has no weights' in client.told('model'))
         assert client.state() == 'unconfigured'

@@ -50,3 +50,12 @@ def test_a_misspelt_model_gets_a_hint():
 
 def test_lists_are_taken_for_cameras():
     assert NodeParameters(cameras=['left', 'rig/right']).cameras == ('left', 'rig/right')
+
+
+@pytest.mark.parametrize(('model', 'count'), [('dis', 0), ('raft_tiny', 2), ('auto', 2)])
+def test_options_of_networks_do_not_reach_opencv(monkeypatch, model, count):
+    monkeypatch.setattr('daflow_ros.estimators.default_estimator', lambda: 'daflow_tiny')
+    parameters = NodeParameters(model=model, dtype='float16', looks=1)
+    assert len(parameters.estimator_options) == count
+    if count:
+        assert parameters.estimator_options == {'dtype': 'float16', 'looks': 1}

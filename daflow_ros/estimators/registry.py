@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def load_estimator(
     Args:
         name: a key of ``ESTIMATORS``.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'; OpenCV's run on the CPU whatever it says.
-        weights: checkpoint file or folder, None for what the package ships.
+        weights: checkpoint file or folder, None for what the package ships; OpenCV's have none.
         options: of the estimator, for example ``iterations``, ``dtype``, ``pyramid``; see
             :class:`OpenCVEstimator` and :class:`NetworkEstimator`.
 
@@ -154,6 +155,8 @@ def load_estimator(
         if info.weights == 'none':
             from daflow_ros.estimators.opencv import OpenCVEstimator
 
+            if weights is not None:
+                raise EstimatorError(f'{name} has no weights to load {weights} into')
             preset = {'dis': 'medium', 'dis_fast': 'ultrafast'}.get(name, 'farneback')
             return OpenCVEstimator(name, **{'preset': preset, **options})
         path = _weights_path(info, weights)
@@ -168,6 +171,8 @@ def load_estimator(
     except EstimatorError:
         raise
     except TypeError as error:
-        raise EstimatorError(f'{name}: {error}') from error
+        option = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        problem = f' has no option {option[1]}' if option else f': {error}'
+        raise EstimatorError(f'{name}{problem}') from error
     except (ValueError, OSError) as error:
         raise EstimatorError(f'{name}: {error}') from error

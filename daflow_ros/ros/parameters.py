@@ -70,13 +70,14 @@ class NodeParameters:
     )
     dtype: str = _parameter(
         'float32',
-        'Precision of networks; float16 and bfloat16 are faster on a GPU.',
+        'Precision of networks; float16 and bfloat16 are faster on a GPU. Networks only: dis, '
+        'dis_fast and farneback ignore it.',
         choices=('float32', 'float16', 'bfloat16'), needs_cleanup=True,
     )  # fmt: skip
     consistency: bool = _parameter(
         False,
-        'Run networks backwards too, and set the confidence to 0 where the two flows disagree: '
-        'twice the time.',
+        'Run the model backwards too, and set the confidence to 0 where the two flows disagree: '
+        'twice the time. Networks only: dis, dis_fast and farneback ignore it.',
         needs_cleanup=True,
     )
     looks: int = _parameter(
@@ -170,7 +171,15 @@ class NodeParameters:
 
     @property
     def estimator_options(self) -> dict[str, Any]:
-        """Options of the estimator that are not at their default."""
+        """Options of the estimator that are not at their default; OpenCV's models have none.
+
+        Who sets ``model: dis`` in a file with options of a network means DIS as it is.
+        """
+        from daflow_ros.estimators import ESTIMATORS, default_estimator
+
+        name = default_estimator() if self.model == AUTO_MODEL else self.model
+        if ESTIMATORS[name].weights == 'none':
+            return {}
         names = ('dtype', 'consistency', 'looks')
         return {n: getattr(self, n) for n in names if getattr(self, n) != PARAMETERS[n].default}
 
