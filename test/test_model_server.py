@@ -3,6 +3,7 @@
 
 import threading
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -186,3 +187,40 @@ def test_the_budget_recovers_from_a_busy_machine():
     before = run(budget, 12, 0.125, 0.03, 0.01)[-1]
     assert run(budget, 12, 0.125, 0.3, 0.1)[-1] == 1
     assert run(budget, 12, 0.125, 0.03, 0.01, pairs=80)[-1] >= before - 1
+
+
+def overruns(budget, full, deadline, times, pairs=120):
+    """Pairs that took longer than the deadline, by index; and the iterations of all."""
+    counts = []
+    for _ in range(pairs):
+        counts.append(budget.choose(full, deadline))
+        budget.measured(counts[-1], times(counts[-1]))
+    return [i for i, count in enumerate(counts) if times(count) > deadline], counts
+
+
+@pytest.mark.parametrize(
+    ('full', 'deadline', 'times', 'best'),
+    [
+        (2, 8.0, lambda n: (3.4, 18.0)[n - 1], 1),
+        (12, 0.3, lambda n: 0.02 + 0.01 * n**2, 5),
+        (12, 0.2, lambda n: 0.02 + 0.01 * n + (0.2 if n > 6 else 0), 6),
+        (12, 0.205, lambda n: 0.05 + 0.05 * n**0.5, 9),
+    ],
+    ids=['default model', 'square', 'step', 'root'],
+)
+def test_the_budget_keeps_the_deadline_where_time_is_no_line(full, deadline, times, best):
+    late, counts = overruns(IterationBudget(), full, deadline, times)
+    settled = [i for i in late if i > 20]
+    assert len(settled) <= 100 / 12 and all(b - a > 10 for a, b in pairwise(settled))
+    assert sum(i < 20 for i in late) <= 4
+    assert counts[20:].count(best) >= 85
+
+
+def test_the_budget_goes_back_to_a_number_that_was_too_slow():
+    budget = IterationBudget()
+    overruns(budget, 2, 8.0, lambda n: (3.4, 18.0)[n - 1])
+    late, counts = overruns(budget, 2, 8.0, lambda n: (3.4, 6.0)[n - 1], 40)
+    assert late == [] and counts[-20:] == [2] * 20
+    # A single slow pair among quick ones changes nothing.
+    budget.measured(2, 18.0)
+    assert budget.choose(2, 8.0) == 2

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import takewhile
+from itertools import islice
 from math import floor
 from statistics import median
 
@@ -17,9 +17,12 @@ _MEMORY, _NOW = 12, 3
 class IterationBudget:
     """Chooses iterations from the time that the last pairs took.
 
-    Time is taken as ``a + b * iterations``. The last pairs anchor the line; its slope ``b`` comes
-    from pairs with other numbers of iterations, and is at most time / iterations (``a`` = 0),
-    which errs on the side of fewer iterations.
+    A number of iterations that was measured needs no guess: one that was too slow is not tried
+    again, nor any above it, before its pairs are forgotten, and one that was in time can be
+    chosen. Beyond those, time is taken as ``a + b * iterations``. The last pairs anchor the line;
+    its slope ``b`` comes from pairs with other numbers of iterations, and is at most
+    time / iterations (``a`` = 0), which errs on the side of fewer iterations. Time may be no
+    line, and one more iteration take many times as long, so the line leads up by one at a time.
     """
 
     def __init__(self) -> None:
@@ -30,14 +33,20 @@ class IterationBudget:
         if not self._pairs:
             return full
         last = self._pairs[-1][0]
-        same = takewhile(lambda pair: pair[0] == last, reversed(self._pairs))
-        time = median([seconds for _, seconds in same][:_NOW])
-        change = floor((deadline - time) / self._slope(time / last))
-        return min(max(last + change, 1), full)
+        times = {count: self._time(count) for count, _ in self._pairs}
+        change = floor((deadline - times[last]) / self._slope(times[last] / last))
+        too_slow = min((n for n, time in times.items() if time > deadline), default=full + 1)
+        in_time = max((n for n in times if n < too_slow), default=1)
+        return max(min(max(last + min(change, 1), in_time), too_slow - 1, full), 1)
 
     def measured(self, iterations: int, seconds: float) -> None:
         """Tell how long a pair took; both positive."""
         self._pairs.append((iterations, seconds))
+
+    def _time(self, iterations: int) -> float:
+        """Seconds that the last pairs of this many iterations took."""
+        times = (seconds for count, seconds in reversed(self._pairs) if count == iterations)
+        return median(islice(times, _NOW))
 
     def _slope(self, most: float) -> float:
         counts, times = np.array(self._pairs).T
