@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from daflow_ros.datasets.benchmarks import Benchmark
     from daflow_ros.models.daflow import DAFlow
 
-HELP = 'map which layer and step of the transformer matches best'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this verb."""

@@ -6,8 +6,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-HELP = 'time the models against each other in one run'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""

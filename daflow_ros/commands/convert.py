@@ -7,7 +7,6 @@ import argparse
 import sys
 from pathlib import Path
 
-HELP = 'assemble a daflow folder from DiT4SR, SD3.5 VAE and RAFT weights'
 EPILOG = """
 The embedding of the empty prompt is made once, where diffusers, transformers and the text encoders
 of SD3.5 are at hand:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-HELP = 'draw a contact sheet of every degradation of an image or a folder of frames'
 SEVERITIES = (1.0, 3.0, 5.0)
 _SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.bmp'}
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from daflow_ros.commands.replay import add_replay_arguments, replay_source
 
-HELP = 'render a street in bad weather and replay it through the node'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """As of ``daflow replay``; the source may be left out."""

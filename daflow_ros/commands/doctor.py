@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import argparse
 
-HELP = 'check ROS, transport, device and weights, and say what to cure'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The camera to look for."""

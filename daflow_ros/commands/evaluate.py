@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from daflow_ros.evaluation.models import ModelSpec
     from daflow_ros.evaluation.runner import Settings
 
-HELP = 'measure models on a recording or benchmark and write a report'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""

@@ -8,8 +8,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-HELP = 'fetch freely licensed photographs, sprites and textures for training'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this verb."""

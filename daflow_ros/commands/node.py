@@ -6,8 +6,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-HELP = 'start the flow node (what the launch file starts)'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags for what is set most often; the rest goes behind ``--ros-args``."""

@@ -7,8 +7,6 @@ import argparse
 import sys
 from pathlib import Path
 
-HELP = 'play a recording into the node, record and draw its flow'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Source, output and what the node runs."""

@@ -40,11 +40,6 @@ class ModelCosts:
     touched_bytes: int
     activation_bytes: int
 
-    @property
-    def peak_bytes(self) -> int:
-        """Touched weights and activations."""
-        return self.touched_bytes + self.activation_bytes
-
 
 class _LiveMemory(TorchDispatchMode):
     """Sum of the storages alive, and its peak; weights given at the start are not counted."""

@@ -24,13 +24,6 @@ from daflow_ros.ros.share import share_file
 DEPTH = 20
 
 
-def header_stamp_ns(data: bytes) -> int:
-    """Stamp (ns) of a serialized message that begins with a header."""
-    order = '<' if data[1] & 1 else '>'
-    sec, nanosec = struct.unpack_from(order + 'iI', data, 4)
-    return int(sec) * 1_000_000_000 + int(nanosec)
-
-
 def target_stamp_ns(data: bytes) -> int:
     """``target_stamp`` (ns) of a serialized FlowField."""
     order = '<' if data[1] & 1 else '>'
