@@ -107,10 +107,25 @@ def test_a_missing_clock():
 
 
 def test_the_model():
-    assert model_status('model', 'active', '', {}, 0.1).level == OK
-    assert model_status('model', 'active', '', {}, 11.0).level == ERROR
-    failed = model_status('model', 'unconfigured', 'no weights', {}, 0.0)
+    assert model_status('model', 'active', '', {}, 0.1, 0.1).level == OK
+    failed = model_status('model', 'unconfigured', 'no weights', {}, 0.0, 0.0)
     assert failed.level == ERROR and 'no weights' in failed.message
+
+
+@pytest.mark.parametrize(
+    ('busy_for', 'longest', 'level'),
+    [
+        (59.0, 0.0, OK),
+        (61.0, 0.0, ERROR),
+        (61.0, 0.05, ERROR),
+        (61.0, 18.0, OK),
+        (91.0, 18.0, ERROR),
+    ],
+)
+def test_a_stuck_model_is_told_from_a_slow_one(busy_for, longest, level):
+    status = model_status('model', 'active', '', {}, busy_for, longest)
+    assert status.level == level
+    assert ('stuck?' in status.message) is (level == ERROR)
 
 
 def test_rates_are_over_the_window(monkeypatch):

@@ -102,6 +102,19 @@ def _waiting(clients):
     return any(client.buffer._pending is not None for client in clients)
 
 
+def test_the_longest_pair_is_remembered(serve):
+    model, client = Model(), Client(1)
+    server = serve(model, [client])
+    assert server.longest == 0
+    client.push(server)
+    for count, held in ((1, 0.2), (2, 0.0)):
+        client.push(server)
+        wait(lambda held=held: server.busy_for > held)
+        model.gate.release()
+        wait(lambda count=count: len(client.flows) == count)
+    assert server.longest > 0.2
+
+
 def test_order_is_in_turn(serve):
     model, clients = Model(), [Client(number) for number in range(3)]
     server = serve(model, clients)

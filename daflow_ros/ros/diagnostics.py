@@ -14,8 +14,8 @@ from daflow_ros.ros.frame_buffer import Drop
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 #: Pairs in a row over the deadline that make a warning and an error.
 OVERRUNS_WARN, OVERRUNS_ERROR = 3, 30
-#: Seconds on one pair after which the model is said to be stuck.
-STUCK = 10.0
+#: A model is said to be stuck after this many times its longest pair so far, and at least s.
+STUCK_TIMES, STUCK = 5, 60.0
 #: Shared-memory segment of Fast DDS that loses large images, bytes.
 SMALL_SEGMENT = 8 << 20
 
@@ -96,7 +96,7 @@ def camera_status(
 
 
 def model_status(
-    name: str, state: str, error: str, model: dict[str, str], busy_for: float
+    name: str, state: str, error: str, model: dict[str, str], busy_for: float, longest: float
 ) -> DiagnosticStatus:
     """Health of the model: whether it is loaded, and whether it is stuck on a pair.
 
@@ -106,12 +106,19 @@ def model_status(
         error: why configuring failed, '' for no failure.
         model: shown as key and value.
         busy_for: s spent on the pair in work.
+        longest: s that a pair has taken at most since the model was loaded, 0 before the first.
     """
-    values = {'state': state, 'time on this pair (s)': f'{busy_for:.2f}', **model}
+    values = {
+        'state': state,
+        'time on this pair (s)': f'{busy_for:.2f}',
+        'longest pair (s)': f'{longest:.2f}',
+        **model,
+    }
     if error:
         return _status(ERROR, name, f'cannot configure: {error}', values)
-    if busy_for > STUCK:
-        return _status(ERROR, name, f'on one pair for {busy_for:.0f} s: stuck?', values)
+    if busy_for > max(STUCK, STUCK_TIMES * longest):
+        line = f'on one pair for {busy_for:.0f} s, the longest so far took {longest:.0f} s: stuck?'
+        return _status(ERROR, name, line, values)
     return _status(OK, name, state, values)
 
 

@@ -41,6 +41,8 @@ class ModelServer:
         self.estimator = estimator
         self.iterations = 0
         self.deadline = 0.0
+        #: Longest that a pair has taken so far, s.
+        self.longest = 0.0
         self._budget = IterationBudget()
         self._clients: list[Client] = []
         self._condition = Condition()
@@ -98,7 +100,9 @@ class ModelServer:
             client, pair = work
             self._busy_since = time.monotonic()
             try:
-                client.finished(pair, self._estimate(pair))
+                estimate = self._estimate(pair)
+                self.longest = max(self.longest, self.busy_for)
+                client.finished(pair, estimate)
             except Exception as error:  # a model may raise anything, and the node must live
                 client.failed(pair, error)
             finally:

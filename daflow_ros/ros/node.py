@@ -261,10 +261,10 @@ class FlowNode(LifecycleNode):
             self.get_logger().error(f'{name}: {status.message}')
 
     def _model_status(self) -> Any:
-        server, model, busy_for = self._server, {}, 0.0
+        server, model, busy_for, longest = self._server, {}, 0.0, 0.0
         if server is not None:
             estimator = server.estimator
-            busy_for = server.busy_for
+            busy_for, longest = server.busy_for, server.longest
             model = {
                 'model': estimator.name,
                 'weights revision': estimator.revision,
@@ -272,7 +272,7 @@ class FlowNode(LifecycleNode):
                 'conversions': bridge_choice().reason,
             }
         name = f'{self.get_fully_qualified_name()}: model'
-        return model_status(name, self._state, self._configure_error, model, busy_for)
+        return model_status(name, self._state, self._configure_error, model, busy_for, longest)
 
     def _camera_status(self, camera: Camera, snapshot: Snapshot) -> Any:
         clock_missing = (
