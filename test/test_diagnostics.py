@@ -91,6 +91,25 @@ def test_no_images(changes, level, words):
     assert message.level == level and words in message.message
 
 
+@pytest.mark.parametrize('size', [500_000, 64 << 20])
+@pytest.mark.parametrize(
+    ('package', 'variable'),
+    [
+        ('fastdds', 'FASTDDS_DEFAULT_PROFILES_FILE'),
+        ('fastrtps', 'FASTRTPS_DEFAULT_PROFILES_FILE'),
+    ],
+    ids=['kilted', 'jazzy'],
+)
+def test_the_variable_that_is_named_is_the_one_that_is_read(
+    package, variable, size, tmp_path, monkeypatch
+):
+    (tmp_path / 'share' / package).mkdir(parents=True)
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path))
+    now = replace(streaming().snapshot(), silence=11.0)
+    message = status(now, source=replace(SOURCE, segment_size=size)).message
+    assert f'et {variable} ' in message
+
+
 def test_lost_images():
     statistics = streaming()
     before = statistics.snapshot()

@@ -10,6 +10,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from daflow_ros.ros.flow_statistics import Snapshot
 from daflow_ros.ros.frame_buffer import Drop
+from daflow_ros.ros.transport import profile_variable
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 #: Pairs in a row over the deadline that make a warning and an error.
@@ -143,15 +144,15 @@ def _transport_cure(source: Input) -> str:
     """What to do about images that are larger than Fast DDS carries by default."""
     if source.segment_size is None:
         return 'are they larger than the transport carries?'
-    size = source.segment_size / 1e6
+    size, variable = source.segment_size / 1e6, profile_variable()
     if source.segment_size < SMALL_SEGMENT:
         return (
             f'Fast DDS has a shared-memory segment of {size:.1f} MB here; set '
-            'FASTDDS_DEFAULT_PROFILES_FILE in both processes (see daflow doctor)'
+            f'{variable} in both processes (see daflow doctor)'
         )
     return (
         f'Fast DDS has a shared-memory segment of {size:.0f} MB here, less in the publisher? '
-        'Set FASTDDS_DEFAULT_PROFILES_FILE for it too'
+        f'Set {variable} for it too'
     )
 
 
