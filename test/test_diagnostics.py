@@ -12,7 +12,7 @@ pytest.importorskip('rclpy')
 from daflow_ros.ros import flow_statistics
 from daflow_ros.ros.diagnostics import ERROR, OK, WARN, Input, camera_status, model_status
 from daflow_ros.ros.flow_statistics import FlowStatistics
-from daflow_ros.ros.frame_buffer import Drop
+from daflow_ros.ros.frame_buffer import Drop, Frame, FrameBuffer
 
 SOURCE = Input('/image_raw', 1, '', 64 << 20, False)
 
@@ -67,6 +67,28 @@ def test_drops_by_design_are_no_problem(cause):
     statistics = streaming()
     statistics.dropped(cause, 'so')
     assert status(statistics.snapshot()).level == OK
+
+
+def test_frames_too_far_apart_are_told_if_nothing_comes_out():
+    """With the lines of a real frame buffer; min_interval thins by design."""
+    statistics = FlowStatistics()
+    buffer = FrameBuffer(statistics.dropped, min_interval=0.1, max_interval=1.0)
+    for index in range(3):
+        buffer.push(Frame(index * 2 * 10**9, np.zeros((4, 6, 3), np.uint8)))
+    before = statistics.snapshot()
+    assert before.dropped[Drop.INTERVAL] == 2
+    assert status(before).level == WARN
+    assert 'no image for 2.000 s, max_interval is 1 s' in status(before).message
+    assert status(before, before).level == OK
+    buffer.push(Frame(10 * 10**9, np.zeros((4, 6, 3), np.uint8)))
+    assert status(statistics.snapshot(), before).level == WARN
+    statistics.processed(0.05, 0.1)
+    now = statistics.snapshot()
+    assert status(now, before).level == OK
+    buffer.push(Frame(10 * 10**9 + 1, np.zeros((4, 6, 3), np.uint8)))
+    thinned = statistics.snapshot()
+    assert thinned.dropped[Drop.INTERVAL] == 4
+    assert status(thinned, now).level == OK
 
 
 def test_idle_is_told():

@@ -180,6 +180,12 @@ def _drops(now: Snapshot, before: Snapshot | None) -> list[tuple[bytes, str]]:
             severe = cause in (Drop.MALFORMED, Drop.UNKNOWN_ENCODING, Drop.FAILED)
             level = ERROR if severe and none_published else WARN
             problems.append((level, f'{news} {what} ({now.reasons.get(cause, "")})'))
+    apart = _news(Drop.INTERVAL, now, before)
+    none_paired = now.processed == (before.processed if before else 0)
+    reason = now.reasons.get(Drop.INTERVAL, '')
+    # Frames thinned by min_interval are no problem, nor is a gap in a stream that flows.
+    if apart > 0 and none_paired and 'max_interval' in reason:
+        problems.append((WARN, f'{apart} images too far from the one before ({reason})'))
     return problems
 
 
