@@ -26,6 +26,7 @@ from daflow_ros.evaluation.summary import (
     table,
     winner,
 )
+from daflow_ros.flow.metrics import trapezoid
 
 Record = dict[str, Any]
 
@@ -141,7 +142,7 @@ def advice(records: list[Record]) -> tuple[list[str], list[str]]:
     quality = (corrupted or clean)[best]
     if quality['ause'] is not None:
         oracle = np.asarray(quality['oracle'])
-        chance = float(np.trapezoid(1 - oracle, dx=1 / len(oracle)))
+        chance = float(trapezoid(1 - oracle, dx=1 / len(oracle)))
         hardly = '' if quality['ause'] < 0.7 * chance else 'hardly '
         doubt.append(f'Its confidence {hardly}ranks its errors: AUSE {quality["ause"]:.2f}, by'
                      f' chance {chance:.2f}, perfect 0.')

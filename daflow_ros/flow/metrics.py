@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
+#: Area under a curve. NumPy 1.26, Ubuntu 24.04's, has it under its old name.
+trapezoid = getattr(np, 'trapezoid' if hasattr(np, 'trapezoid') else 'trapz')
 
 
 def endpoint_error(flow: Array, gt: Array) -> npt.NDArray[np.float32]:
@@ -113,4 +115,4 @@ def ause(
         return float('nan')
     if curve[0] == 0:
         return 0.0
-    return float(np.trapezoid((curve - oracle) / curve[0], fraction))
+    return float(trapezoid((curve - oracle) / curve[0], fraction))
