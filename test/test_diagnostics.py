@@ -189,3 +189,6 @@ def test_rates_are_over_the_window(monkeypatch):
     now += 3
     snapshot = statistics.snapshot()
     assert (snapshot.rate, snapshot.input_rate, snapshot.received) == (0, 0, 100)
+    statistics.subscribed()
+    now += 2
+    assert abs(statistics.snapshot().silence - 2) < 1e-6

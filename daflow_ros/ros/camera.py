@@ -84,6 +84,7 @@ class Camera:
             self._subscription = create(qos_profile=_sensor_qos(), event_callbacks=events)
         except UnsupportedEventTypeError:  # not every middleware tells of lost messages
             self._subscription = create(qos_profile=_sensor_qos())
+        self.statistics.subscribed()
 
     def unsubscribe(self) -> None:
         """Receive no more images, and forget those that wait."""

@@ -185,7 +185,7 @@ def _drops(now: Snapshot, before: Snapshot | None) -> list[tuple[bytes, str]]:
     reason = now.reasons.get(Drop.INTERVAL, '')
     # Frames thinned by min_interval are no problem, nor is a gap in a stream that flows.
     if apart > 0 and none_paired and 'max_interval' in reason:
-        problems.append((WARN, f'{apart} images too far from the one before ({reason})'))
+        problems.append((WARN, f'{apart} images too far apart for a pair ({reason})'))
     return problems
 
 

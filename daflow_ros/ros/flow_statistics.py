@@ -27,7 +27,7 @@ class Snapshot:
     Attributes:
         dropped: count by cause, every cause present.
         reasons: last line for people by cause.
-        silence: seconds since the last image, or since the start if there was none.
+        silence: seconds since the last image, or since the subscription if none came over it.
         overruns: processed pairs in a row that took longer than their limit.
         latency: end to end, percentiles 50, 95, 99; processing: percentiles 50, 95.
     """
@@ -63,6 +63,11 @@ class FlowStatistics:
         self._inputs: deque[tuple[float]] = deque()
         self._processing: deque[tuple[float, float]] = deque()
         self._outputs: deque[tuple[float, float, float, float]] = deque()
+
+    def subscribed(self) -> None:
+        """Images may come from now on: the silence begins anew."""
+        with self._lock:
+            self._last_image = time.monotonic()
 
     def received(self, frame_id: str) -> None:
         """Count an image from the transport."""
