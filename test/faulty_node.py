@@ -4,8 +4,8 @@
 Usage: as ``daflow node``. The red value at (0, 0) of the reference image chooses the fault:
 11 an exception, 12 CUDA out of memory once, 13 the same every time, 14 flow that is not finite,
 15 a pair of three seconds, 16 flow of the wrong size, 17 a pair that takes until the file exists
-that DAFLOW_TEST_GATE names (a minute at most). With the parameter weights at 'slow', the
-model takes ten minutes to load.
+that DAFLOW_TEST_GATE names (a minute at most), 18 a confidence that no message can hold. With the
+parameter weights at 'slow', the model takes ten minutes to load.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 from daflow_ros import load_estimator
 from daflow_ros.ros.node import run_node
 
-RAISE, MEMORY_ONCE, MEMORY, NOT_FINITE, SLOW, SIZE, HELD = range(11, 18)
+RAISE, MEMORY_ONCE, MEMORY, NOT_FINITE, SLOW, SIZE, HELD, NO_MESSAGE = range(11, 19)
 
 
 GATE = Path(os.environ.get('DAFLOW_TEST_GATE', os.devnull))
@@ -53,6 +53,8 @@ class FaultyEstimator:
             estimate.flow[3, 3] = np.nan
         if fault == SIZE:
             return dataclasses.replace(estimate, flow=estimate.flow[1:])
+        if fault == NO_MESSAGE:
+            return dataclasses.replace(estimate, confidence=estimate.flow[..., 0] > 0)
         return estimate
 
 

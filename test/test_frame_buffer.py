@@ -78,10 +78,13 @@ def test_every_frame_is_accounted_for():
             begun += 1
         if rng.random() < 0.5:
             taken += bench.buffer.take() is not None
+        if rng.random() < 0.05:
+            bench.buffer.clear('test')
     taken += bench.buffer.take() is not None
     assert taken + len(bench.drops) + begun == count
     assert taken > 30
-    assert {Drop.SUPERSEDED, Drop.INTERVAL, Drop.TIME_JUMP, Drop.FORMAT_CHANGE} == set(bench.drops)
+    causes = {Drop.SUPERSEDED, Drop.INTERVAL, Drop.TIME_JUMP, Drop.FORMAT_CHANGE, Drop.IDLE}
+    assert causes == set(bench.drops)
 
 
 def test_min_interval_thins_the_stream():
@@ -126,7 +129,7 @@ def test_repeated_and_zero_stamps():
         buffer.push(frame(seconds))
     assert buffer.take().reference.stamp_ns == 1_000_000_000
     assert [cause for cause, _ in reasons] == [Drop.TIME_JUMP]
-    buffer.clear()
+    buffer.clear('test')
     buffer.push(frame(0))
     buffer.push(frame(0))
     assert 'does the driver stamp' in reasons[-1][1]
@@ -152,9 +155,12 @@ def test_clear_forgets_the_pair_that_waits():
     bench = Bench()
     bench.buffer.push(frame(1.0))
     bench.buffer.push(frame(1.1))
-    bench.buffer.clear()
+    bench.buffer.clear('test')
     assert bench.buffer.take() is None
+    assert bench.drops == [Drop.IDLE]
     assert bench.run(1.2) == []
+    bench.buffer.clear('no pair waits now')
+    assert bench.drops == [Drop.IDLE]
 
 
 def test_rules_change_while_running():

@@ -17,7 +17,7 @@ pytest.importorskip('torch')
 
 import rclpy
 from daflow_ros.msg import FlowField
-from faulty_node import HELD, MEMORY, MEMORY_ONCE, NOT_FINITE, RAISE, SIZE, SLOW
+from faulty_node import HELD, MEMORY, MEMORY_ONCE, NO_MESSAGE, NOT_FINITE, RAISE, SIZE, SLOW
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from node_harness import NodeProcess, image_message, pixels, seconds_of, texture, view
@@ -60,18 +60,21 @@ def node(gate):
         (MEMORY, 'out of device memory at 128x96, twice'),
         (NOT_FINITE, 'not finite'),
         (SIZE, '(95, 128, 2)'),
+        (NO_MESSAGE, 'bool'),
     ],
-    ids=['exception', 'memory', 'not finite', 'size'],
+    ids=['exception', 'memory', 'not finite', 'size', 'no message'],
 )
 def test_a_failing_model_is_counted_and_told(node, fault, told):
     client = node.client
-    failed = client.stats().dropped_failed
+    before = client.stats()
+    failed = before.dropped_failed
     begin = 100.0 * fault
     client.publish(image_message(picture(0, fault), begin))
     client.publish(image_message(picture(1), begin + 0.1))
     assert client.wait(lambda: client.got['stats'][-1].dropped_failed == failed + 1)
     assert client.wait(lambda: told in client.told('camera')), client.status
     assert client.status['camera'].level == b'\2'
+    assert client.got['stats'][-1].processed == before.processed
     # No flow of that pair was published, and the next pair is good.
     field = client.flow_of(image_message(picture(2), begin + 0.2))
     assert seconds_of(field.header.stamp) == begin + 0.1
@@ -133,6 +136,59 @@ def test_lifecycle_while_the_model_works(node, gate):
     assert seconds_of(field.header.stamp) == 71.0
     assert len(client.got['flow']) == count + 1
     gate.unlink()
+
+
+def test_every_image_is_counted_once(gate):
+    """Over a pair that outlives its activation, one that waits, and the last subscriber's end."""
+    with NodeProcess(*FAST_STATUS, faulty=True) as node:
+        client = node.client
+        client.listen('flow', 'stats')
+        faults = {0: HELD, 6: NO_MESSAGE, 8: HELD}
+
+        def publish(index):
+            client.publish(image_message(picture(index, faults.get(index)), 40 + index / 10))
+
+        def hold(index):
+            publish(index)
+            publish(index + 1)
+            assert client.wait(lambda: busy_for(client) > 0)
+            publish(index + 2)
+
+        hold(0)
+        publish(3)
+        assert client.wait(lambda: client.stats().received == 4)
+        assert client.change('deactivate') and client.change('activate')
+        client.wait(lambda: client.node.count_subscribers('image_raw'))
+        client.settle()
+        gate.touch()
+        # The flow of the first activation is not published in the second.
+        assert client.wait(lambda: client.stats().processed == 1)
+        assert (client.got['flow'], client.got['stats'][-1].published) == ([], 0)
+        gate.unlink()
+        for index in range(4, 8):
+            publish(index)
+            assert client.wait(lambda index=index: client.stats().received == index + 1)
+            assert client.wait(lambda: busy_for(client) == 0)
+        client.stats()
+        hold(8)
+        client.node.destroy_subscription(client._subscriptions.pop('flow'))
+        client.settle(1)
+        publish(11)
+        assert client.wait(lambda: client.stats().received == 12)
+        gate.touch()
+        assert client.wait(lambda: client.stats().processed == 5)
+        gate.unlink()
+        # 0 and 4 only begin; 1, 5, 6, 8 and 9 are the newer images of pairs that are done.
+        stats = client.stats()
+        drops = {name: getattr(stats, name) for name in dir(stats) if name.startswith('dropped_')}
+        assert {name: count for name, count in drops.items() if count} == {
+            'dropped_superseded': 1,  # 2
+            'dropped_failed': 1,  # 7
+            'dropped_idle': 3,  # 3, 10, 11
+        }
+        assert (stats.received, stats.processed, stats.published) == (12, 5, 4)
+        stamps = [seconds_of(field.target_stamp) for field in client.got['flow']]
+        assert stamps == [40.5, 40.6, 40.8]
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ class Camera:
         self._node = node
         self._server = server
         self._subscription: Any = None
+        # That a pair in work came over: the node may be deactivated and activated meanwhile.
+        self._worked_for: Any = None
         self._group = MutuallyExclusiveCallbackGroup()
         self._buffer = FrameBuffer(self.statistics.dropped)
         self.configure(parameters)
@@ -91,14 +93,15 @@ class Camera:
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
             self._subscription = None
-        self._buffer.clear()
+        self._buffer.clear('the node was deactivated')
 
     def on_image(self, message: Any) -> None:
         """Decode an image message and put it into the frame buffer."""
         self.statistics.received(message.header.frame_id)
         if self._parameters.idle_without_subscribers and not self.publishers.wanted():
-            self.statistics.dropped(Drop.IDLE, 'nobody subscribes to an output')
-            self._buffer.clear()
+            reason = 'nobody subscribes to an output'
+            self.statistics.dropped(Drop.IDLE, reason)
+            self._buffer.clear(reason)
             return
         try:
             if self._parameters.compressed:
@@ -118,12 +121,14 @@ class Camera:
 
     def take(self) -> Pair | None:
         """See :class:`~daflow_ros.ros.model_server.Client`."""
+        self._worked_for = self._subscription
         return self._buffer.take()
 
     def finished(self, pair: Pair, estimate: FlowEstimate) -> None:
         """Publish the flow of a pair, unless the node was deactivated meanwhile."""
-        self.statistics.processed(estimate.processing_time, self._parameters.deadline)
-        if self._subscription is None:
+        seconds, deadline = estimate.processing_time, self._parameters.deadline
+        if self._worked_for is None or self._worked_for is not self._subscription:
+            self.statistics.processed(seconds, deadline)
             return
         latency = (self._node.get_clock().now().nanoseconds - pair.newer.stamp_ns) * 1e-9
         model = self._server.estimator
@@ -134,6 +139,8 @@ class Camera:
             mean_flow = float(np.hypot(estimate.flow[..., 0], estimate.flow[..., 1]).mean())
             if estimate.confidence is not None:
                 mean_confidence = float(estimate.confidence.mean())
+        # Not before: a pair that cannot be published is counted as failed.
+        self.statistics.processed(seconds, deadline)
         self.statistics.published(latency, mean_flow, mean_confidence)
 
     def failed(self, pair: Pair, error: Exception) -> None:

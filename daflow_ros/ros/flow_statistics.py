@@ -85,7 +85,7 @@ class FlowStatistics:
             self._reasons[cause] = reason
 
     def processed(self, seconds: float, limit: float) -> None:
-        """Count a pair that the estimator finished; ``limit`` in s, 0 for none."""
+        """Count a pair that is done with; ``limit`` in s, 0 for none."""
         now = time.monotonic()
         with self._lock:
             self._counts['processed'] += 1

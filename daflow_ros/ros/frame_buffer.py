@@ -2,8 +2,8 @@
 """Pairing of successive frames of one camera. Knows neither ROS nor clocks: stamps are enough.
 
 Every frame that is pushed meets one end as the newer image of a pair: it is taken in a pair, or
-dropped for one :class:`Drop` cause. The first ``stride`` frames after the buffer was empty have no
-partner and only begin the sequence.
+dropped for one :class:`Drop` cause. The first ``stride`` frames of a sequence have no partner and
+only begin it; one that is dropped because it does not fit the sequence before is among them.
 """
 
 from __future__ import annotations
@@ -107,10 +107,14 @@ class FrameBuffer:
             self._stride = stride
             self._frames = deque(self._frames, maxlen=stride + 1)
 
-    def clear(self) -> None:
-        """Forget all frames; the next one begins a sequence."""
+    def clear(self, reason: str) -> None:
+        """Forget all frames, a pair that waits among them; the next one begins a sequence."""
         with self._lock:
-            self._reset()
+            if self._pending is not None:
+                self._on_drop(Drop.IDLE, reason)
+            self._frames.clear()
+            self._late = None
+            self._pending = None
 
     def push(self, frame: Frame) -> None:
         """Take a frame in; after it :meth:`take` may have a new pair."""
@@ -175,8 +179,7 @@ class FrameBuffer:
             self._restart(
                 frame,
                 Drop.INTERVAL,
-                f'no image for {interval * 1e-9:.3f} s, '
-                f'max_interval is {self._max_ns * 1e-9:g} s',
+                f'no image for {interval * 1e-9:.3f} s, max_interval is {self._max_ns * 1e-9:g} s',
             )
             return False
         return True
@@ -192,8 +195,3 @@ class FrameBuffer:
     def _supersede(self) -> None:
         if self._pending is not None:
             self._on_drop(Drop.SUPERSEDED, 'a newer frame came before its pair was begun')
-
-    def _reset(self) -> None:
-        self._frames.clear()
-        self._late = None
-        self._pending = None

@@ -118,6 +118,8 @@ class FlowNode(LifecycleNode):
         """Begin to receive images."""
         try:
             for camera in self._cameras:
+                # What was dropped before is no news for the first report.
+                self._reported[camera.name] = camera.statistics.snapshot()
                 camera.subscribe()
                 self.get_logger().info(f'{camera.name}: images from {camera.topic}')
         except Exception as error:  # as above: a QoS override that is none, for example
