@@ -54,6 +54,7 @@ class Camera:
         self._subscription: Any = None
         # That a pair in work came over: the node may be deactivated and activated meanwhile.
         self._worked_for: Any = None
+        self._idle_told = False
         self._group = MutuallyExclusiveCallbackGroup()
         self._buffer = FrameBuffer(self.statistics.dropped)
         self.configure(parameters)
@@ -87,6 +88,7 @@ class Camera:
         except UnsupportedEventTypeError:  # not every middleware tells of lost messages
             self._subscription = create(qos_profile=_sensor_qos())
         self.statistics.subscribed()
+        self._idle_told = False
 
     def unsubscribe(self) -> None:
         """Receive no more images, and forget those that wait."""
@@ -102,6 +104,7 @@ class Camera:
             reason = 'nobody subscribes to an output'
             self.statistics.dropped(Drop.IDLE, reason)
             self._buffer.clear(reason)
+            self._tell_idle()
             return
         try:
             if self._parameters.compressed:
@@ -152,6 +155,15 @@ class Camera:
             f'{self.name}: no flow for the image of {pair.newer.stamp_ns * 1e-9:.3f} s: {error}',
             throttle_duration_sec=5.0,
         )
+
+    def _tell_idle(self) -> None:
+        """Log, once an activation, why nothing comes."""
+        if not self._idle_told:
+            self._idle_told = True
+            self._node.get_logger().info(
+                f'{self.name}: idle until somebody subscribes to an output, such as '
+                f'{self.publishers.flow_topic}'
+            )
 
     def _on_lost(self, event: Any) -> None:
         lost = event.total_count_change

@@ -71,6 +71,11 @@ class FlowPublishers:
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
 
+    @property
+    def flow_topic(self) -> str:
+        """Resolved name of the topic of the flow itself."""
+        return str(self._publishers['flow'].topic_name)
+
     def wanted(self, *names: str) -> bool:
         """Whether somebody subscribes to one of these outputs; to any, without names."""
         chosen = names or tuple(self._publishers)
@@ -124,9 +129,7 @@ def stamp(nanoseconds: int) -> Any:
     return Time(sec=seconds, nanosec=rest)
 
 
-def flow_field(
-    result: FlowResult, header: Header, flow: Image, confidence: Image
-) -> FlowField:
+def flow_field(result: FlowResult, header: Header, flow: Image, confidence: Image) -> FlowField:
     """``FlowField`` of a result; its images are given since other topics share them."""
     reference, target = result.pair.reference, result.pair.target
     # The pair tells, not the parameter, which may have changed since the pair was made.
