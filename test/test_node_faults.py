@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A flow node whose model fails, hangs or is interrupted, and inputs that never come."""
 
+import itertools
 import os
 import re
 import signal
@@ -228,9 +229,13 @@ def test_a_pair_longer_than_the_stop_leaves_nothing_in_shared_memory(gate):
     """The process ends while the model works; what is others' stays."""
     with NodeProcess(*FAST_STATUS, faulty=True) as node:
         node.client.listen('flow')
-        node.client.publish(image_message(picture(0, HELD), 80.0))
-        node.client.publish(image_message(picture(1), 80.1))
-        assert node.client.wait(lambda: busy_for(node.client) > 0)
+        stamps = itertools.count(800)
+
+        def at_work():
+            node.client.publish(image_message(picture(0, HELD), next(stamps) / 10))
+            return busy_for(node.client) > 0
+
+        assert node.client.wait(at_work)
         files = shared_memory_of(node.process)
         others = own_segments()
         assert node.stop(signal.SIGINT) == 0
