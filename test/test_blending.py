@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The blend of the chosen flow and the matcher's: its cues, its ends, and that it can learn."""
+"""The blend of chosen flow, matcher's and dominant plane's: cues, ends, that it can learn."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from pictures import photograph
 
 from daflow_ros.estimators import load_estimator
 from daflow_ros.flow.hypotheses import BACKWARD, HYPOTHESES, NUM_HYPOTHESES, dis_hypotheses
-from daflow_ros.models.blending import (
+from daflow_ros.models.blend_cues import (
     GROUPS,
     MEANS,
+    NEAR,
     NUM_CUES,
     OF_BOTH,
     PER_FLOW,
-    FlowBlend,
+    PER_IMAGE,
+    PLANE_ALONE,
+    PLANE_BESIDE,
     blend_cues,
-    blend_flows,
 )
+from daflow_ros.models.blending import DOUBT, FlowBlend, blend_flows
+from daflow_ros.models.dominant_plane import dominant_plane
 from daflow_ros.models.flow_output import FlowOutput, expected_error
 from daflow_ros.models.raft import RAFT
 from daflow_ros.models.raft_sizes import RAFT_TINY
@@ -50,6 +54,8 @@ SMALL_MATCHER = {
     'start_detail': True,
 }
 COUNT = NUM_HYPOTHESES + len(BACKWARD)
+#: First cue of the plane's.
+PLANE = 2 * PER_FLOW + OF_BOTH + PER_IMAGE + MEANS + 2 * 2 * GROUPS
 
 
 @pytest.fixture(scope='module')
@@ -78,29 +84,33 @@ def random_features() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def test_features_agree_along_the_true_flow(pair) -> None:
     first, second, flows = pair
-    two = torch.zeros(2, 2, 2, 96, 128)
-    two[:, 1, 0] = 8.0
+    three = torch.zeros(2, 3, 2, 96, 128)
+    three[:, 1:, 0] = 8.0
     cues = blend_cues(
-        first, second, two, torch.ones(2, 2, 96, 128), flows[:, :NUM_HYPOTHESES],
+        first, second, three, torch.ones(2, 2, 96, 128), flows[:, :NUM_HYPOTHESES],
         random_features(),
-    )  # fmt: skip
-    agreed = cues[:, -4 * GROUPS :, 8:-8, 8:-16].unflatten(1, (2, 2, GROUPS)).mean(dim=(3, 4, 5))
+    )[..., 8:-8, 8:-16]  # fmt: skip
+    agreed = cues[:, PLANE - 4 * GROUPS : PLANE].unflatten(1, (2, 2, GROUPS)).mean(dim=(3, 4, 5))
     # (B, resolution, flow): directions are compared, so that the same is 1.
     assert torch.allclose(agreed[:, :, 1], torch.ones(2, 2), atol=0.02)
     assert agreed[:, :, 0].abs().max() < 0.2
+    plane = cues[:, -2 * GROUPS :].unflatten(1, (2, GROUPS)).mean(dim=(2, 3, 4))
+    assert torch.allclose(plane, agreed[:, :, 1])
 
 
 def test_cues_are_what_they_are_called(pair) -> None:
     first, second, flows = pair
-    two, hypotheses = flows[:, :2].clone(), flows[:, :NUM_HYPOTHESES].clone()
-    two[:] = torch.tensor([3.0, 0.0])[:, None, None]  # the true one
-    two[:, 1] += torch.tensor([0.0, 4.0])[:, None, None]
+    three, hypotheses = flows[:, :3].clone(), flows[:, :NUM_HYPOTHESES].clone()
+    three[:] = torch.tensor([3.0, 0.0])[:, None, None]  # the true one
+    three[:, 1] += torch.tensor([0.0, 4.0])[:, None, None]
+    three[:, 2, 0, :, :96] += 0.75  # the plane's
+    three[:, 2, 0, :, 96:] += 2.0
     hypotheses[:] = 50.0
     hypotheses[:, 5] = torch.tensor([3.0, 1.0])[:, None, None]
     hypotheses[:, len(HYPOTHESES)] = torch.tensor([0.0, 4.0])[:, None, None]
     errors = torch.tensor([0.5, 0.001])[None, :, None, None].expand(2, 2, 96, 128)
     features = random_features()
-    cues = blend_cues(first, second, two, errors, hypotheses, features)
+    cues = blend_cues(first, second, three, errors, hypotheses, features)
     assert cues.shape == (2, NUM_CUES, 48, 64)
 
     def level(index: int) -> float:
@@ -124,18 +134,32 @@ def test_cues_are_what_they_are_called(pair) -> None:
     both = slice(2 * PER_FLOW + 2, 2 * PER_FLOW + OF_BOTH)
     assert torch.allclose(cues[:, both], cues[:, :4] - cues[:, PER_FLOW : PER_FLOW + 4])
     mean = cues[:, 6].mean(dim=(1, 2))
-    assert torch.allclose(cues[:, -MEANS - 4 * GROUPS + 2, 7, 9], mean)
+    assert torch.allclose(cues[:, PLANE - MEANS - 4 * GROUPS + 2, 7, 9], mean)
+    # The plane's: as those of the others; how near they are, and for how much of the picture.
+    assert 1.1 * level(right + 2) < level(PLANE + 2) < level(wrong + 2)
+    assert np.isclose(level(PLANE + 5), 0.1 + np.hypot(0.75, 1))
+    assert np.isclose(level(PLANE + 8), 0.3 + 3.75)
+    beside = PLANE + PLANE_ALONE
+    assert beside == DOUBT[4] and beside + PLANE_BESIDE == DOUBT[5]
+    assert np.isclose(level(beside), 0.85)
+    assert np.isclose(level(beside + PLANE_BESIDE), 0.1 + np.hypot(0.75, 4))
+    shares = [cues[0, beside + 2 + k, 5, 7] for k in range(len(NEAR))]
+    assert np.allclose(shares, [0, 0.75, 1])
+    fit = slice(beside + 2 * PLANE_BESIDE, beside + 2 * PLANE_BESIDE + 4)
+    assert torch.allclose(cues[:, fit], cues[:, :4] - cues[:, PLANE : PLANE + 4])
 
 
-@pytest.mark.parametrize('sure', [-40.0, 40.0])
-def test_a_sure_blend_gives_one_of_the_two(blended: RAFT, pair, sure: float, monkeypatch) -> None:
+@pytest.mark.parametrize('sure', [(-40.0, -40.0), (40.0, 0.0), (0.0, 40.0)])
+def test_a_sure_blend_gives_one_of_the_three(
+    blended: RAFT, pair, sure: tuple[float, float], monkeypatch
+) -> None:
     first, second, hypotheses = pair
     alone = RAFT(**RAFT_TINY).eval()
     alone.load_state_dict(
         {k: v for k, v in blended.state_dict().items() if not k.startswith(('matcher', 'blend'))}
     )
     blend = with_matcher(alone, blended.matcher).eval()
-    torch.nn.init.constant_(blend.blend.weight.bias, sure)
+    blend.blend.weight.bias.data.copy_(torch.tensor(sure))
     calls = []
     refine = blend.matcher.refine
 
@@ -147,10 +171,11 @@ def test_a_sure_blend_gives_one_of_the_two(blended: RAFT, pair, sure: float, mon
     with torch.inference_mode():
         for iterations in (2, 7):
             found = blend(first, second, iterations, None, hypotheses)
-            if sure < 0:
-                expected = alone(first, second, iterations, None, hypotheses).flow
-            else:
+            expected = alone(first, second, iterations, None, hypotheses).flow
+            if sure[0] > 0:
                 expected = blended.matcher(first, second, 12).flow
+            elif sure[1] > 0:
+                expected = dominant_plane(expected, first, second)
             assert torch.allclose(found.flow, expected, atol=1e-4)
             assert calls[-1] == 12
             assert found.laplace.shape == (2, 4, 96, 128)
@@ -161,14 +186,14 @@ def test_a_sure_blend_gives_one_of_the_two(blended: RAFT, pair, sure: float, mon
     assert len(calls) == 2
 
 
-def test_weights_lie_between_the_two_flows(pair) -> None:
+def test_weights_lie_between_the_flows(pair) -> None:
     first, second, flows = pair
     torch.manual_seed(3)
     blend = FlowBlend()
     torch.nn.init.normal_(blend.weight.weight, std=5)
     with torch.inference_mode():
         flow, _ = blend_flows(
-            blend, (first, second), flows[:, :2], torch.ones(2, 2, 96, 128),
+            blend, (first, second), flows[:, [0, 1, 0]], torch.ones(2, 2, 96, 128),
             flows[:, :NUM_HYPOTHESES], random_features(),
         )  # fmt: skip
     apart = (flows[:, 1] - flows[:, 0]).abs().amin(dim=1) > 0.5
@@ -185,10 +210,10 @@ def test_nothing_is_matched_where_the_image_is_cut_off(pair) -> None:
     first[:, :, :, 88:] = -1  # black
     first[:, 0, 60:, :40] = 0.5  # as bright, but of a colour
     blend = FlowBlend()
-    torch.nn.init.constant_(blend.weight.bias, 3.0)
+    blend.weight.bias.data.copy_(torch.tensor([3.0, -40.0]))
     with torch.inference_mode():
         flow, _ = blend_flows(
-            blend, (first, second), flows[:, :2], torch.ones(2, 2, 96, 128),
+            blend, (first, second), flows[:, :3], torch.ones(2, 2, 96, 128),
             flows[:, :NUM_HYPOTHESES], random_features(),
         )  # fmt: skip
     share = ((flow - flows[:, 0]) / (flows[:, 1] - flows[:, 0])).median(dim=1).values.mean(dim=0)

@@ -26,8 +26,8 @@ class FlowOutput:
             or None without a confidence head: ``(B, 4, H, W)`` two weight logits and two log
             scales from a fusion or with ``start_detail``, ``(B, 3, H, W)`` with log b1 alone
             (log b2 = 0) else.
-        blended: ``(B, 2, 2, H, W)`` px, the chosen flow and the matcher's where they were blended
-            (training only).
+        blended: ``(B, 3, 2, H, W)`` px, the chosen flow, the matcher's and the dominant plane's
+            where they were blended (training only).
         correlation: ``(B, H/8 * W/8, H/8 * W/8)`` all-pairs correlation (training only).
     """
 

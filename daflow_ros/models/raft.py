@@ -26,6 +26,7 @@ from daflow_ros.models.agreement import MatchingFeatures
 from daflow_ros.models.blending import FlowBlend, blend_flows
 from daflow_ros.models.correlation import CorrelationPyramid, coords_grid
 from daflow_ros.models.cues import hypothesis_cues, opening
+from daflow_ros.models.dominant_plane import dominant_plane
 from daflow_ros.models.encoder import Encoder
 from daflow_ros.models.flow_output import FlowOutput, expected_error
 from daflow_ros.models.fusion import FlowFusion, Fused
@@ -97,8 +98,9 @@ class RAFT(ModelMixin, ConfigMixin):
             the refined flow, in ``fusion_rounds`` rounds; 0 for none. ``num_backward`` flows
             back come with them.
         matcher_config: of a second RAFT, which finds the flow of the same images from no motion
-            and without hypotheses; a :class:`FlowBlend` weighs it against the fused flow. Needs
-            ``num_hypotheses``. With one iteration it is left out.
+            and without hypotheses; a :class:`FlowBlend` weighs it, and the motion of the dominant
+            plane, against the fused flow. Needs ``num_hypotheses``. With one iteration both are
+            left out.
 
     Raises:
         ValueError: a matcher beside nothing that is fused, or one that fuses itself.
@@ -280,6 +282,7 @@ class RAFT(ModelMixin, ConfigMixin):
                 fused, flows, hypotheses, features.image1, features.image2, correlation
             )
             output.choice = choice
+            del pyramid  # the matcher builds one of its own
             if self.matcher is not None and iterations >= MATCHER_FROM:
                 output = self._blend(output, features, hypotheses)
             return output
@@ -315,14 +318,15 @@ class RAFT(ModelMixin, ConfigMixin):
         return backward, self.selector(cues, about, forward, first, second)
 
     def _blend(self, output: FlowOutput, features: PairFeatures, hypotheses: Tensor) -> FlowOutput:
-        """The fused flow and the matcher's, by what tells which of them holds."""
+        """The fused flow, the matcher's and the dominant plane's, by what tells which holds."""
         assert self.matcher is not None and output.laplace is not None
         image1, image2 = features.image1, features.image2
         with torch.no_grad():  # trained by itself
             seen = self.matcher.encode(torch.stack([image1, image2], dim=1))
             matched = self.matcher.refine(seen, MATCHER_ITERATIONS)
         assert matched.laplace is not None
-        flows = torch.stack([output.flow, matched.flow], dim=1)
+        plane = dominant_plane(output.flow.detach(), image1, image2)
+        flows = torch.stack([output.flow, matched.flow, plane], dim=1)
         flow, laplace = blend_flows(
             self.blend,
             (image1, image2),

@@ -74,10 +74,10 @@ def blend_weight(flows: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
     when to trust the matcher among pairs like those that it is for.
 
     Args:
-        flows: ``(B, 2, 2, H, W)`` px, the chosen one first.
+        flows: ``(B, K, 2, H, W)`` px, the chosen one first, then the matcher's.
         flow: ``(B, 2, H, W)`` px; valid: ``(B, 1, H, W)`` in {0, 1}.
     """
-    error = ((flows.detach().float() - flow[:, None]).norm(dim=2) * valid).mean(dim=(2, 3))
+    error = ((flows[:, :2].detach().float() - flow[:, None]).norm(dim=2) * valid).mean(dim=(2, 3))
     chosen, matched = error.clamp(min=1e-3).unbind(dim=1)
     better = ((matched / chosen).log() / 0.15).sigmoid()
     return (0.1 + 0.9 * better) * (1 + 2 * (chosen < 2))

@@ -34,7 +34,8 @@ class TrainingConfig:
         start: folder whose weights start the run (a RAFT also starts a DA-Flow), or None.
         backbone: folder of a DA-Flow whose transformer is taken over, after ``start``, or None.
         matcher: folder of a RAFT without hypotheses ('raft_matcher') to put beside the network,
-            which has some; the blend of both is all that is trained then. Or None.
+            which has some; the blend of the two and the dominant plane's motion is all that is
+            trained then. Or None.
         imagery: folder of photographs (``daflow imagery``), or None for procedural textures.
         clips: folder of degraded clips that ``daflow clips --degrade`` wrote, or None to draw
             them while training; ``imagery``, ``reach``, ``degraded`` and ``reuse`` then have no
