@@ -20,7 +20,7 @@ from daflow_ros.models.blend_cues import (
     NUM_CUES,
     OF_BOTH,
     PER_FLOW,
-    PER_IMAGE,
+    PLANE,
     PLANE_ALONE,
     PLANE_BESIDE,
     blend_cues,
@@ -54,8 +54,6 @@ SMALL_MATCHER = {
     'start_detail': True,
 }
 COUNT = NUM_HYPOTHESES + len(BACKWARD)
-#: First cue of the plane's.
-PLANE = 2 * PER_FLOW + OF_BOTH + PER_IMAGE + MEANS + 2 * 2 * GROUPS
 
 
 @pytest.fixture(scope='module')

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from daflow_ros.flow.hypotheses import HYPOTHESES
 from daflow_ros.models.agreement import agreement
-from daflow_ros.models.cues import box, length, mismatch, warp
+from daflow_ros.models.correlation import coords_grid
+from daflow_ros.models.cues import box, evened, length, mismatch, warp
 
 #: Cues of each of two networks' flows, of both together and of the images; means over the whole
 #: image of some of them; agreement of the matcher's features at two resolutions in so many groups.
@@ -28,19 +29,13 @@ PER_FLOW, OF_BOTH, PER_IMAGE, MEANS, GROUPS = 11, 6, 6, 11, 4
 NEAR = (0.5, 1.0, 3.0)
 #: Cues of the plane's motion: alone, beside each of the two flows, its fit beside the first's.
 PLANE_ALONE, PLANE_BESIDE, PLANE_FIT = 9, 2 + len(NEAR), 4
-NUM_CUES = (
-    2 * PER_FLOW + OF_BOTH + PER_IMAGE + MEANS
-    + PLANE_ALONE + 2 * PLANE_BESIDE + PLANE_FIT
-    + 3 * 2 * GROUPS
-)  # fmt: skip
+#: The first of those.
+PLANE = 2 * PER_FLOW + OF_BOTH + PER_IMAGE + MEANS + 2 * 2 * GROUPS
+NUM_CUES = PLANE + PLANE_ALONE + 2 * PLANE_BESIDE + PLANE_FIT + 2 * GROUPS
 #: px, of the errors expected.
 LEAST_ERROR = 0.02
-
-
-def _evened(grey: Tensor) -> Tensor:
-    """Grey values ``(B, 1, h, w)`` with their local mean and contrast evened out."""
-    away = grey - box(grey, 13)
-    return away / (box(away.square(), 13).sqrt() + 4)
+#: px of half the resolution, windows in which contrast is evened; grey values that are plain.
+WINDOW, PLAIN = 13, 4.0
 
 
 def _feature_cues(first: Tensor, second: Tensor, flows: Tensor) -> Tensor:
@@ -65,16 +60,11 @@ class _Look:
         colour1, colour2 = 127.5 * (image1 + 1), 127.5 * (image2 + 1)
         grey1, grey2 = (x.mean(dim=1, keepdim=True) for x in (colour1, colour2))
         self.image1, self.colour, self.grey = image1, colour1 + 1, grey1
-        self.even = _evened(grey1)
-        self._second = torch.cat([colour2 + 1, _evened(grey2), grey2 / 255], dim=1)
+        self.even = evened(grey1, WINDOW, PLAIN)
+        self._second = torch.cat([colour2 + 1, evened(grey2, WINDOW, PLAIN), grey2 / 255], dim=1)
         self._hypotheses = hypotheses
         h, w = image1.shape[-2:]
-        y, x = torch.meshgrid(
-            torch.arange(h, device=image1.device),
-            torch.arange(w, device=image1.device),
-            indexing='ij',
-        )
-        self._here, self._last = torch.stack([x, y]), (w - 1, h - 1)
+        self._here, self._last = coords_grid(1, h, w, image1.device), (w - 1, h - 1)
 
     def along(self, flow: Tensor) -> list[Tensor]:
         """Fit (4 cues), what leads out, nearest hypothesis, dominant one, support, length."""

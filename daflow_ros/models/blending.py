@@ -17,12 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from daflow_ros.models.blend_cues import (
-    GROUPS,
-    MEANS,
     NUM_CUES,
-    OF_BOTH,
     PER_FLOW,
-    PER_IMAGE,
+    PLANE,
     PLANE_ALONE,
     PLANE_BESIDE,
     blend_cues,
@@ -35,10 +32,8 @@ BLOWN_OUT, BLACK = 253, 2
 #: Taken off the matcher's logit where all about a pixel is blown out or black.
 DISTRUST = 10.0
 #: Cues that the errors are told from as well: errors expected, and how far the flows are apart.
-_PLANE = 2 * PER_FLOW + OF_BOTH + PER_IMAGE + MEANS + 2 * 2 * GROUPS + PLANE_ALONE
-DOUBT = (
-    6, PER_FLOW + 6, 2 * PER_FLOW, 2 * PER_FLOW + 1, _PLANE, _PLANE + PLANE_BESIDE
-)  # fmt: skip
+_BESIDE = PLANE + PLANE_ALONE
+DOUBT = (6, PER_FLOW + 6, 2 * PER_FLOW, 2 * PER_FLOW + 1, _BESIDE, _BESIDE + PLANE_BESIDE)
 
 
 def cut_off(image: Tensor) -> Tensor:

@@ -84,6 +84,18 @@ def box(x: Tensor, side: int) -> Tensor:
     return x
 
 
+def evened(grey: Tensor, side: int, floor: float) -> Tensor:
+    """Distance from the local mean in local standard deviations, ``(B, 1, h, w)``.
+
+    Args:
+        grey: ``(B, 1, h, w)``.
+        side: of the windows, odd.
+        floor: added to the deviation, in the units of ``grey``, so that plain areas stay plain.
+    """
+    away = grey - box(grey, side)
+    return away / (box(away.square(), side).sqrt() + floor)
+
+
 def mismatch(first: Tensor, second: Tensor, side: int = 7) -> Tensor:
     """1 - normalised cross-correlation in windows; 1 where all is plain.
 

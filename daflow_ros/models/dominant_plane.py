@@ -17,18 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from daflow_ros.models.cues import box, length
+from daflow_ros.flow.dominant_motion import RIDGE, SCALES
+from daflow_ros.flow.dominant_motion import STEP as FIT_STEP
+from daflow_ros.models.cues import evened, length
 
-#: px; beyond about this a residual of the first fit stops counting. From wide to narrow.
-SCALES = (16.0, 8.0, 4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 0.5, 0.5)
-#: Pull of its linear part towards none, per squared unit of half the longer side.
-RIDGE = 0.02
-#: Every so many px a flow vector is taken for it, and a pixel for the registration.
-FIT_STEP, STEP = 8, 2
+#: Every so many px a pixel is registered.
+STEP = 2
 #: px from the motion within which a pixel follows it and is registered.
 FOLLOWS = 1.5
-#: px, side of the windows in which local contrast is evened out, and most deviations that count.
-WINDOW, MOST = 25, 2.7
+#: px, side of the windows in which local contrast is evened out; what is plain, of a range of 2;
+#: most deviations that count.
+WINDOW, PLAIN, MOST = 25, 4 / 127.5, 2.7
 #: Most Gauss-Newton steps, and the last one's least change, px.
 ROUNDS, CHANGE = 12, 0.002
 #: Tukey's constant, in deviations of the brightness error, and the least of those.
@@ -61,7 +60,7 @@ def _motion(parameters: Tensor, fields: Tensor) -> Tensor:
 
 
 def _fit_affine(flow: Tensor) -> Tensor:
-    """What most of ``flow`` follows, by reweighted least squares; float64 ``(B, 8)``."""
+    """What most of ``flow`` follows, float64 ``(B, 8)``; as `flow/dominant_motion.py`, batched."""
     taken = flow[:, :, FIT_STEP // 2 :: FIT_STEP, FIT_STEP // 2 :: FIT_STEP].double()
     size = (flow.shape[-2], flow.shape[-1])
     fields = _fields(size, FIT_STEP, flow.device)[:6]
@@ -78,12 +77,10 @@ def _fit_affine(flow: Tensor) -> Tensor:
     return F.pad(parameters, (0, 2))
 
 
-def _evened(image: Tensor) -> Tensor:
+def _prepared(image: Tensor) -> Tensor:
     """Grey values of even local contrast, smoothed by a binomial kernel, ``(B, 1, H, W)``."""
     grey = image.float().mean(dim=1, keepdim=True)
-    away = grey - box(grey, WINDOW)
-    # 4 of 255 grey values: plain areas stay plain.
-    even = (away / (box(away.square(), WINDOW).sqrt() + 4 / 127.5)).clamp(-MOST, MOST)
+    even = evened(grey, WINDOW, PLAIN).clamp(-MOST, MOST)
     kernel = even.new_tensor([1, 4, 6, 4, 1])[None, None, None] / 16
     even = F.conv2d(F.pad(even, (2, 2, 2, 2), 'replicate'), kernel)
     return F.conv2d(even, kernel.transpose(2, 3))
@@ -107,7 +104,7 @@ def _register(first: Tensor, second: Tensor, start: Tensor, support: Tensor) -> 
     """The motion under which ``second`` best shows what ``first`` does.
 
     Args:
-        first: ``(B, 1, H, W)`` of :func:`_evened`; second: ``(B, 3, H, W)``, with its gradients.
+        first: ``(B, 1, H, W)`` of :func:`_prepared`; second: ``(B, 3, H, W)``, with its gradients.
         start: ``(B, 8)``, from where, within about 2 px.
         support: bool ``(B, H, W)``, what of the first image counts.
 
@@ -173,7 +170,7 @@ def dominant_plane(flow: Tensor, image1: Tensor, image2: Tensor) -> Tensor:
     # Half precision could not tell one pixel from the next.
     with torch.autocast(flow.device.type, enabled=False):
         flow = flow.float()
-        first, second = _evened(image1), _with_gradients(_evened(image2))
+        first, second = _prepared(image1), _with_gradients(_prepared(image2))
         fields = _fields((flow.shape[-2], flow.shape[-1]), 1, flow.device)
         parameters = _fit_affine(flow)
         # Whom the plane holds for is known better once it is.
