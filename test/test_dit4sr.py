@@ -49,7 +49,7 @@ def test_without_the_lq_stream_it_is_sd3(model, monkeypatch):
     autoencoder_class()  # imports diffusers past a torchvision of another build
     from diffusers import SD3Transformer2DModel
 
-    import daflow_ros.models.dit4sr as module
+    import daflow_ros.models.dit4sr_blocks as module
 
     sd3 = SD3Transformer2DModel(**CONFIG, qk_norm='rms_norm').eval()
     state = model.state_dict()
@@ -95,7 +95,7 @@ def test_lq_keys_are_hq_keys_normed_twice(model):
         seen['key'] = key
         return lifted_attention(query, key, value, num_frames)
 
-    import daflow_ros.models.dit4sr as module
+    import daflow_ros.models.dit4sr_blocks as module
 
     original, module.lifted_attention = module.lifted_attention, spy
     try:
