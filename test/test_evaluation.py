@@ -13,9 +13,11 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from test_falling import scene, snow
 
 from daflow_ros.cli import main
 from daflow_ros.datasets.benchmarks import GroundTruth
+from daflow_ros.estimators import load_estimator
 from daflow_ros.evaluation import measures, proxies, runner, summary
 from daflow_ros.evaluation.corruptions import CLEAN, Corruption, corrupt_clip, parse_corruptions
 from daflow_ros.evaluation.models import parse_models
@@ -361,3 +363,25 @@ def test_confidence_is_measured_and_drawn(tmp_path):
     assert 'sparsification curves' in html and 'confidence, 0 to 1' in html
     # The better of the two is told, and by how much the other is worse is in the table.
     assert 'Run dis' in html
+
+
+def test_iterations_are_asked_for_as_a_node_does(tmp_path):
+    """Fewer than the model's own: snow is then not taken away by a second look either."""
+    clear, flow = scene()
+    fallen = snow(clear, flakes=160)
+    (tmp_path / 'data').mkdir()
+    stem = tmp_path / 'data' / '00001'
+    for index, image in enumerate(fallen, 1):
+        cv2.imwrite(f'{stem}_img{index}.ppm', image[..., ::-1])
+    cv2.writeOpticalFlow(f'{stem}_flow.flo', flow)
+    words = ['--models', 'raft_tiny', '--device', 'cpu', '--iterations', 1]
+    assert evaluate(tmp_path, *words, '-o', tmp_path / 'out') == 0
+    [stored] = (tmp_path / 'out' / 'runs').glob('*/raft_tiny.json')
+    [record] = json.loads(stored.read_text())['corruptions']['clean']
+    expected = [
+        load_estimator('raft_tiny', device='cpu', iterations=own).estimate(*fallen, iterations=1)
+        for own in (2, 1)
+    ]
+    errors = [float(np.linalg.norm(e.flow - flow, axis=-1).mean()) for e in expected]
+    assert abs(errors[0] - errors[1]) > 0.01
+    assert record['accuracy']['epe'] == pytest.approx(errors[0], abs=1e-3)

@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--limit', type=_positive, metavar='N', help='N pairs of a source at most')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     parser.add_argument(
-        '--iterations', type=_positive, metavar='N',
-        help="refinement iterations of all networks (default: each model's own)",
+        '--iterations', type=int, choices=range(1, 65), metavar='N',
+        help="refinement iterations of all networks, 1 to 64 (default: each model's own)",
     )
     parser.add_argument('--seed', type=int, default=0, help='of the corruptions')
     parser.add_argument(

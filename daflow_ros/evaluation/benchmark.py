@@ -110,7 +110,7 @@ def with_weights(specs: Sequence[ModelSpec], folder: Path) -> tuple[list[ModelSp
     ready, random = [], set()
     for spec in specs:
         try:
-            spec.load('cpu', None)
+            spec.load('cpu')
             ready.append(spec)
         except EstimatorError:
             if spec.weights is not None or spec.name not in _RANDOM:

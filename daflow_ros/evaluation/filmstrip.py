@@ -103,9 +103,9 @@ def _scale(flow: npt.NDArray[np.floating]) -> float:
 
 def _strip(
     title: str, clip: Clip, index: int, corruption: Corruption, estimators: dict[str, Any],
-    seed: int, show_frames: bool,
+    settings: Settings, show_frames: bool,
 ) -> Strip:
-    frames = corrupt_clip(clip.frames, clip.name, corruption, seed)
+    frames = corrupt_clip(clip.frames, clip.name, corruption, settings.seed)
     image1, image2, truth = frames[index], frames[index + 1], clip.truths[index]
     inputs = [Tile(_uri(image1), 'first frame')] if show_frames else []
     scale = None
@@ -117,7 +117,7 @@ def _strip(
     strip = Strip(title, inputs)
     for name, estimator in estimators.items():
         try:
-            estimate = estimator.estimate(image1, image2)
+            estimate = estimator.estimate(image1, image2, iterations=settings.iterations)
         except EstimatorError:
             continue
         flow = estimate.flow
@@ -165,7 +165,7 @@ def filmstrips(
     for place, (_, record) in enumerate(chosen):
         wanted.setdefault(record['pair'], []).append(place)
     source = open_source(path, topic=settings.topic, every=settings.every, limit=settings.limit)
-    estimators = {s.label: s.load(settings.device, settings.iterations) for s in settings.models}
+    estimators = {s.label: s.load(settings.device) for s in settings.models}
     strips: dict[int, Strip] = {}
     for clip in source.clips():
         for index, pair in enumerate(clip.pairs):
@@ -178,7 +178,7 @@ def filmstrips(
                 title = (f'{word}: {pair}, {shown}, '
                          f'{record["model"]} {_value(record, metric):.3g} {unit}')
                 strips[place] = _strip(
-                    title, clip, index, corruption, estimators, settings.seed, show_frames
+                    title, clip, index, corruption, estimators, settings, show_frames
                 )
         if not wanted:
             break

@@ -39,8 +39,7 @@ def compare_flow(
         `worst_at`, its time in s; `unmatched`: fields that are between no two successive frames.
 
     """
-    # As the node: its iterations are asked for pair by pair, of a model with its own default.
-    estimator = spec.load(settings.device, None)
+    estimator = spec.load(settings.device)
     fields = {(f.stamp_ns, f.target_stamp_ns): f.flow for f in read_recorded_flow(flow_bag)}
     total = len(fields)
     distances: list[tuple[float, float]] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from daflow_ros.estimators import ESTIMATORS, EstimatorError, FlowEstimator, load_estimator
 
@@ -18,17 +17,14 @@ class ModelSpec:
     weights: str | None
     label: str
 
-    def load(self, device: str, iterations: int | None) -> FlowEstimator:
-        """Make the estimator; `iterations` only where the model refines.
+    def load(self, device: str) -> FlowEstimator:
+        """Make the estimator; how often it refines is asked for pair by pair, as by the node.
 
         Raises:
             EstimatorError: see `load_estimator`.
 
         """
-        options: dict[str, Any] = {}
-        if iterations is not None and ESTIMATORS[self.name].weights != 'none':
-            options['iterations'] = iterations
-        return load_estimator(self.name, device=device, weights=self.weights, **options)
+        return load_estimator(self.name, device=device, weights=self.weights)
 
 
 def parse_models(text: str) -> list[ModelSpec]:

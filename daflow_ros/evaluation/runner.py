@@ -133,6 +133,7 @@ class _ModelRun:
         fingerprint: dict[str, Any], settings: Settings,
     ) -> None:
         self.spec, self.estimator, self.file = spec, estimator, file
+        self.iterations = settings.iterations
         self.content: dict[str, Any] = {
             'fingerprint': rounded(fingerprint), 'corruptions': {}, 'failures': [],
         }
@@ -180,7 +181,7 @@ class _ModelRun:
                 self.new[corruption.label].append(rounded(record))
 
     def _estimate(self, image1: Any, image2: Any) -> FlowEstimate:
-        return self.estimator.estimate(image1, image2)
+        return self.estimator.estimate(image1, image2, iterations=self.iterations)
 
     def _pair(
         self, clip: Clip, frames: Images, index: int, masks: Any
@@ -228,7 +229,7 @@ def evaluate_source(
     folder = result_folder(Path(output), source.path)
     runs = []
     for spec in settings.models:
-        estimator = spec.load(settings.device, settings.iterations)
+        estimator = spec.load(settings.device)
         file = folder / f'{slug(spec.label)}.json'
         runs.append(
             _ModelRun(spec, estimator, file, _fingerprint(source, estimator, settings), settings)
