@@ -54,6 +54,23 @@ def test_shipped_models_recover_a_translation_and_tell_confidence(name):
     assert estimate.confidence.min() >= 0 and estimate.confidence.max() <= 1
 
 
+def test_a_large_image_is_estimated_in_tiles(monkeypatch):
+    """Shifted by (3, -2): the same flow in tiles, none of more than the budget."""
+    image1, image2 = shifted(height=192, width=320)
+    tiled = load_estimator('raft_tiny', device='cpu', pixel_budget=192 * 200)
+    sizes = []
+    predict = tiled._predict
+
+    def seen(frames, *rest):
+        sizes.append(tuple(frames.shape[-2:]))
+        return predict(frames, *rest)
+
+    monkeypatch.setattr(tiled, '_predict', seen)
+    flow = tiled.estimate(image1, image2).flow
+    assert len(sizes) > 1 and all(h * w <= 192 * 200 for h, w in sizes)
+    assert np.abs(flow - (3, -2))[16:-16, 16:-16].mean() < 0.1
+
+
 def test_default_is_the_shipped_model_or_dis():
     assert default_estimator() == ('daflow_tiny' if shipped_weights('daflow_tiny') else 'dis')
 

@@ -16,11 +16,7 @@ from daflow_ros.estimators.registry import revision_of
 from daflow_ros.models.flow_output import FlowOutput
 from daflow_ros.models.loading import load_daflow
 from daflow_ros.models.sea_raft import load_sea_raft
-from daflow_ros.models.tiling import predict_tiled
 from daflow_ros.models.zero_shot import zero_shot_flow
-
-#: Above this many px an image is cut into tiles (1920 x 1088).
-PIXEL_BUDGET = 1920 * 1088
 
 
 def daflow_estimator(
@@ -29,7 +25,6 @@ def daflow_estimator(
     device: str,
     *,
     diffusion_steps: int = 1,
-    pixel_budget: int = PIXEL_BUDGET,
     layer: int | None = None,
     dtype: str = 'float32',
     **options: Any,
@@ -41,7 +36,6 @@ def daflow_estimator(
         path: the folder.
         device: see choose_device.
         diffusion_steps: 1 (from pure noise) to 50.
-        pixel_budget: images of more px are tiled.
         layer: of the zero-shot mode; None for the deepest tap.
         dtype: of the transformer's weights as well as of autocast.
         options: of NetworkEstimator.
@@ -62,7 +56,7 @@ def daflow_estimator(
         raise EstimatorError(f'layer must be 0 to {layers - 1}, not {layer}')
     tapped = network.taps[-1] if layer is None else layer
 
-    def whole(
+    def predict(
         frames: Tensor, iterations: int, initial_flow: Tensor | None, hypotheses: Tensor | None
     ) -> FlowOutput:
         if name == 'daflow_zero_shot':
@@ -77,22 +71,13 @@ def daflow_estimator(
         )
         return output
 
-    def predict(
-        frames: Tensor, iterations: int, initial_flow: Tensor | None, hypotheses: Tensor | None
-    ) -> FlowOutput:
-        return predict_tiled(
-            whole,
-            frames,
-            iterations,
-            initial_flow,
-            hypotheses,
-            pixel_budget,
-            network.multiple,
-            max_side=side,
-        )
-
     defaults = tiny_defaults(network.raft) if name == 'daflow_tiny' else {}
-    defaults = {'num_frames': network.config.num_frames, **defaults}
+    defaults = {
+        'num_frames': network.config.num_frames,
+        **defaults,
+        'multiple': network.multiple,
+        'max_side': side,
+    }
     return NetworkEstimator(
         name,
         network,
@@ -101,7 +86,7 @@ def daflow_estimator(
         device=device,
         dtype=dtype,
         diffusion_steps=diffusion_steps,
-        **{**defaults, 'multiple': network.multiple, **options},
+        **{**defaults, **options},
     )
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,14 +26,13 @@ from daflow_ros.flow.padding import InputPadder
 from daflow_ros.flow.preparation import stretch_range
 from daflow_ros.flow.variational import refine_variationally
 from daflow_ros.models.flow_output import FlowOutput, laplace_scales
+from daflow_ros.models.tiling import Predict, predict_tiled
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 #: The confidence published is the probability of an error below this many px (KITTI's outlier).
 CONFIDENCE_THRESHOLD = 3.0
-
-#: frames (1, F, 3, H, W) in [-1, 1], iterations, initial flow (1, 2, H, W) px or None,
-#: hypotheses (1, K + M, 2, H, W) px or None.
-Predict = Callable[[Tensor, int, Tensor | None, Tensor | None], FlowOutput]
+#: Above this many px an image is cut into tiles: at 1920x1088 a correlation takes 5.7 GB.
+PIXEL_BUDGET = 1920 * 1088
 
 
 class _Look(NamedTuple):
@@ -113,6 +111,9 @@ class NetworkEstimator:
             time after the first with rain and snow taken from it along the last flow
             (`daflow_ros/flow/falling.py`); 1 to 8. Other pairs, and with fewer iterations than
             the default, once.
+        pixel_budget: images of more px are cut into tiles, for all-pairs correlation and attention
+            grow with the square.
+        max_side: px of a tile's side at most.
         num_frames: F, at least 2. More than 2 take the earlier frames from the calls before, as
             long as each call's first image is the last call's second; a clip that is broken
             starts again with two.
@@ -139,6 +140,8 @@ class NetworkEstimator:
         consistency: bool = False,
         hypotheses: bool = False,
         looks: int = 1,
+        pixel_budget: int = PIXEL_BUDGET,
+        max_side: int = 1 << 30,
         num_frames: int = 2,
     ) -> None:
         if dtype not in DTYPES:
@@ -167,6 +170,8 @@ class NetworkEstimator:
         self._consistency = consistency
         self._hypotheses = hypotheses
         self._looks = looks
+        self._pixel_budget = pixel_budget
+        self._max_side = max_side
         self._num_frames = num_frames
         self._clip: list[NDArray[np.uint8]] = []
 
@@ -210,7 +215,16 @@ class NetworkEstimator:
             self._device.type, self._dtype, enabled=self._dtype is not torch.float32
         )
         with autocast:
-            output = self._predict(padded[None], iterations, initial, others)
+            output = predict_tiled(
+                self._predict,
+                padded[None],
+                iterations,
+                initial,
+                others,
+                self._pixel_budget,
+                self._multiple,
+                max_side=self._max_side,
+            )
         flow = padder.unpad(output.flow.float())
         laplace = None if output.laplace is None else padder.unpad(output.laplace.float())
         return FlowOutput(flow, output.flows_low, laplace)

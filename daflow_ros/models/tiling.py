@@ -16,8 +16,8 @@ from torch import Tensor
 
 from daflow_ros.models.flow_output import FlowOutput
 
-#: frames (B, F, 3, H, W) in [-1, 1], iterations, start (B, 2, H/8, W/8) or None, hypotheses
-#: (B, K + M, 2, H, W) or None -> one pair each.
+#: frames (B, F, 3, H, W) in [-1, 1], iterations, initial flow (B, 2, H, W) px or None, hypotheses
+#: (B, K + M, 2, H, W) px or None -> one pair each.
 Predict = Callable[[Tensor, int, Tensor | None, Tensor | None], FlowOutput]
 
 
