@@ -14,6 +14,7 @@ from pictures import photograph
 from daflow_ros.estimators import load_estimator
 from daflow_ros.flow.hypotheses import BACKWARD, HYPOTHESES, NUM_HYPOTHESES, dis_hypotheses
 from daflow_ros.models.blend_cues import (
+    COLOUR,
     GROUPS,
     MEANS,
     NEAR,
@@ -25,11 +26,12 @@ from daflow_ros.models.blend_cues import (
     PLANE_BESIDE,
     blend_cues,
 )
-from daflow_ros.models.blending import DOUBT, FlowBlend, blend_flows
+from daflow_ros.models.blending import DOUBT, PROPAGATIONS, FlowBlend, blend_flows
 from daflow_ros.models.dominant_plane import dominant_plane
 from daflow_ros.models.flow_output import FlowOutput, expected_error
 from daflow_ros.models.raft import RAFT
 from daflow_ros.models.raft_sizes import RAFT_TINY
+from daflow_ros.models.spatial_propagation import RINGS
 from daflow_ros.training import flow_training
 from daflow_ros.training.clip_store import write_shard
 from daflow_ros.training.flow_training import FlowTrainer
@@ -71,6 +73,12 @@ def pair() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     coarse = torch.randn((2, 3, 12, 16), generator=g)
     first = torch.nn.functional.interpolate(coarse, scale_factor=8, mode='bicubic').tanh()
     return first, first.roll(3, dims=-1), 4 * torch.randn((2, COUNT, 2, 96, 128), generator=g)
+
+
+def keep_own_flow(blend: FlowBlend) -> None:
+    """Nothing is taken from around."""
+    torch.nn.init.zeros_(blend.guide.weight)
+    blend.guide.bias.data.view(PROPAGATIONS, -1)[:, 1 : 1 + len(RINGS)] = -60.0
 
 
 def random_features() -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -131,6 +139,7 @@ def test_cues_are_what_they_are_called(pair) -> None:
     assert np.isclose(level(2 * PER_FLOW), 4.1)
     both = slice(2 * PER_FLOW + 2, 2 * PER_FLOW + OF_BOTH)
     assert torch.allclose(cues[:, both], cues[:, :4] - cues[:, PER_FLOW : PER_FLOW + 4])
+    assert torch.equal(cues[:, COLOUR], torch.nn.functional.avg_pool2d(first, 2))
     mean = cues[:, 6].mean(dim=(1, 2))
     assert torch.allclose(cues[:, PLANE - MEANS - 4 * GROUPS + 2, 7, 9], mean)
     # The plane's: as those of the others; how near they are, and for how much of the picture.
@@ -158,6 +167,7 @@ def test_a_sure_blend_gives_one_of_the_three(
     )
     blend = with_matcher(alone, blended.matcher).eval()
     blend.blend.weight.bias.data.copy_(torch.tensor(sure))
+    keep_own_flow(blend.blend)
     calls = []
     refine = blend.matcher.refine
 
@@ -187,12 +197,13 @@ def test_a_sure_blend_gives_one_of_the_three(
 def test_weights_lie_between_the_flows(pair) -> None:
     first, second, flows = pair
     torch.manual_seed(3)
-    blend = FlowBlend()
+    blend = FlowBlend(16)
     torch.nn.init.normal_(blend.weight.weight, std=5)
+    keep_own_flow(blend)
     with torch.inference_mode():
         flow, _ = blend_flows(
             blend, (first, second), flows[:, [0, 1, 0]], torch.ones(2, 2, 96, 128),
-            flows[:, :NUM_HYPOTHESES], random_features(),
+            flows[:, :NUM_HYPOTHESES], random_features(), torch.zeros(2, 16, 12, 16),
         )  # fmt: skip
     apart = (flows[:, 1] - flows[:, 0]).abs().amin(dim=1) > 0.5
     share = ((flow - flows[:, 0]) / (flows[:, 1] - flows[:, 0])).transpose(0, 1)[:, apart]
@@ -201,18 +212,39 @@ def test_weights_lie_between_the_flows(pair) -> None:
     assert torch.allclose(*share, atol=1e-3)
 
 
+def test_the_matchers_last_state_is_shown_where_it_belongs(blended: RAFT, pair) -> None:
+    first, second, hypotheses = pair
+    given = {}
+    hook = blended.blend.register_forward_pre_hook(
+        lambda _, arguments: given.update(cues=arguments[0], hidden=arguments[1])
+    )
+    with torch.inference_mode():
+        blended(first, second, 2, None, hypotheses)
+        hook.remove()
+        expected = blended.matcher(first, second, 12).hidden
+        assert torch.equal(given['hidden'], expected)
+        assert not torch.allclose(expected, blended.matcher(first, second, 11).hidden)
+        logits = blended.blend(given['cues'], expected)[0]
+        # A corner of it tells on that corner most.
+        other = expected.clone()
+        other[:, :, :3, :3] = 1 - other[:, :, :3, :3]
+        change = (blended.blend(given['cues'], other)[0] - logits).abs()
+    assert change[:, :, :12, :12].mean() > 4 * change[:, :, 24:, 32:].mean() > 0
+
+
 def test_nothing_is_matched_where_the_image_is_cut_off(pair) -> None:
     first, second, flows = pair
     first = 0.9 * first.clone()
     first[:, :, :, :40] = 1  # blown out
     first[:, :, :, 88:] = -1  # black
     first[:, 0, 60:, :40] = 0.5  # as bright, but of a colour
-    blend = FlowBlend()
+    blend = FlowBlend(16)
     blend.weight.bias.data.copy_(torch.tensor([3.0, -40.0]))
+    keep_own_flow(blend)
     with torch.inference_mode():
         flow, _ = blend_flows(
             blend, (first, second), flows[:, :3], torch.ones(2, 2, 96, 128),
-            flows[:, :NUM_HYPOTHESES], random_features(),
+            flows[:, :NUM_HYPOTHESES], random_features(), torch.zeros(2, 16, 12, 16),
         )  # fmt: skip
     share = ((flow - flows[:, 0]) / (flows[:, 1] - flows[:, 0])).median(dim=1).values.mean(dim=0)
     trusted = 1 / (1 + np.exp(-3))

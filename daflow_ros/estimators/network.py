@@ -175,6 +175,11 @@ class NetworkEstimator:
         self._num_frames = num_frames
         self._clip: list[NDArray[np.uint8]] = []
 
+    @property
+    def network(self) -> nn.Module:
+        """What is run, in evaluation mode."""
+        return self._network
+
     def _clip_of(
         self, image1: NDArray[np.uint8], image2: NDArray[np.uint8]
     ) -> list[NDArray[np.uint8]]:

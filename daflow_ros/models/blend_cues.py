@@ -31,6 +31,8 @@ NEAR = (0.5, 1.0, 3.0)
 PLANE_ALONE, PLANE_BESIDE, PLANE_FIT = 9, 2 + len(NEAR), 4
 #: The first of those.
 PLANE = 2 * PER_FLOW + OF_BOTH + PER_IMAGE + MEANS + 2 * 2 * GROUPS
+#: Where the first image is among the cues.
+COLOUR = slice(2 * PER_FLOW + OF_BOTH + 2, 2 * PER_FLOW + OF_BOTH + 5)
 NUM_CUES = PLANE + PLANE_ALONE + 2 * PLANE_BESIDE + PLANE_FIT + 2 * GROUPS
 #: px, of the errors expected.
 LEAST_ERROR = 0.02

@@ -2,8 +2,9 @@
 """Which of three flows holds, pixel by pixel: chosen hypotheses, the matcher, the dominant plane.
 
 Flows found in different ways err at different places (FusionFlow: Lempitsky et al., CVPR 2008).
-A small U-Net at half the resolution is shown what tells them apart (`blend_cues.py`), weighs them
-and tells the error of the result. Ours; nothing of it is in the DA-Flow paper.
+A small U-Net at half the resolution is shown what tells them apart (`blend_cues.py`), weighs them,
+says from where around the result is to be taken (`spatial_propagation.py`) and tells its error.
+Ours; nothing of it is in the DA-Flow paper.
 
 Shapes: images ``(B, 3, H, W)`` in [-1, 1], flow in px of full resolution, H and W divisible by 16.
 """
@@ -11,6 +12,7 @@ Shapes: images ``(B, 3, H, W)`` in [-1, 1], flow in px of full resolution, H and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +27,15 @@ from daflow_ros.models.blend_cues import (
     blend_cues,
 )
 from daflow_ros.models.cues import box
-from daflow_ros.models.unet import SLOPE, act
+from daflow_ros.models.spatial_propagation import NUM_GUIDES, RINGS, propagate
+from daflow_ros.models.unet import SLOPE, ResidualUnit, act, double
 
 #: Grey values, in all channels, from which on and up to which nothing is told apart.
 BLOWN_OUT, BLACK = 253, 2
 #: Taken off the matcher's logit where all about a pixel is blown out or black.
 DISTRUST = 10.0
+#: How often flow is propagated, one after the other.
+PROPAGATIONS = 2
 #: Cues that the errors are told from as well: errors expected, and how far the flows are apart.
 _BESIDE = PLANE + PLANE_ALONE
 DOUBT = (6, PER_FLOW + 6, 2 * PER_FLOW, 2 * PER_FLOW + 1, _BESIDE, _BESIDE + PLANE_BESIDE)
@@ -47,17 +52,19 @@ def cut_off(image: Tensor) -> Tensor:
 
 
 class FlowBlend(nn.Module):
-    """Weights of three flows and the error of their mean, from `blend_cues`.
+    """Weights of three flows, where their mean holds and its error, from `blend_cues`.
 
     Args:
-        dim: channels.
-        deep: channels at the coarsest of the four levels.
+        hidden_dim: of the matcher's GRU, whose last state is shown at 1/8.
+        dims: channels at 1/2, 1/4, 1/8 and 1/16 of the resolution.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, dim: int = 32, deep: int = 64) -> None:
+    def __init__(
+        self, hidden_dim: int, dims: tuple[int, int, int, int] = (48, 64, 96, 128)
+    ) -> None:
         super().__init__()
 
         def block(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -65,45 +72,79 @@ class FlowBlend(nn.Module):
 
         self.register_buffer('mean', torch.zeros(NUM_CUES))
         self.register_buffer('deviation', torch.ones(NUM_CUES))
-        self.enter = nn.ModuleList([block(NUM_CUES, dim), block(dim, dim)])
-        dims = (dim, dim, deep)
-        self.down = nn.ModuleList([block(dim, d, 2) for d in dims])
-        self.middle = nn.ModuleList([block(d, dim) for d in dims])
-        self.up = nn.ModuleList([block(2 * dim, dim) for _ in dims])
-        self.weight = block(dim, 2)
+        first, steps = dims[0], list(pairwise(dims))
+        self.enter = nn.ModuleList([block(NUM_CUES, first), block(first, first)])
+        self.down = nn.ModuleList([block(fine, coarse, 2) for fine, coarse in steps])
+        self.hidden = nn.Conv2d(hidden_dim, dims[2], 1)
+        self.middle = nn.ModuleList([block(coarse, coarse) for _, coarse in steps])
+        self.unit = nn.ModuleList([ResidualUnit(coarse) for _, coarse in steps])
+        self.up = nn.ModuleList([block(fine + coarse, fine) for fine, coarse in reversed(steps)])
+        self.weight = block(first, 2)
         nn.init.zeros_(self.weight.weight)
         assert self.weight.bias is not None
         nn.init.constant_(self.weight.bias, -2.0)
+        self.guide = block(first, PROPAGATIONS * NUM_GUIDES)
+        nn.init.normal_(self.guide.weight, std=0.01)
+        assert self.guide.bias is not None
+        # Each pixel its own flow, at first.
+        own = [0.0] + [-7.0] * len(RINGS) + [0.0, 2.0]
+        self.guide.bias.data.copy_(torch.tensor(PROPAGATIONS * own))
         # Features that its steep loss leaves alone, as in `FlowFusion`.
         self.laplace = nn.Sequential(
-            block(dim + 2 + len(DOUBT), 32), nn.LeakyReLU(SLOPE), block(32, 4)
+            block(first + 2 + len(DOUBT), 32), nn.LeakyReLU(SLOPE), block(32, 4)
         )
 
-    def forward(self, cues: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, cues: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weigh.
 
         Args:
             cues: ``(B, NUM_CUES, h, w)``, h and w divisible by 8.
+            hidden: ``(B, hidden_dim, h/4, w/4)``, state of the matcher's GRU.
 
         Returns:
             Logits of the second and the third flow's weight beside 0 of the first's, ``(B, 2, h,
-            w)``, and ``(B, 4, h, w)`` parameters of the distribution of the error, see
-            `FlowOutput.laplace`.
+            w)``, guides of each propagation ``(B, PROPAGATIONS NUM_GUIDES, h, w)``, and ``(B, 4,
+            h, w)`` parameters of the distribution of the error, see `FlowOutput.laplace`.
         """
         normal = (cues - self.mean[:, None, None]) / self.deviation[:, None, None]
         x = normal
         for layer in self.enter:
             x = act(layer(x))
         levels = [x]
-        for down, middle in zip(self.down, self.middle, strict=True):
-            levels.append(act(middle(act(down(levels[-1])))))
-        x = levels.pop()
+        for down, middle, unit in zip(self.down, self.middle, self.unit, strict=True):
+            x = down(x)
+            if len(levels) == 2:  # at 1/8, where the state lives
+                x = x + self.hidden(hidden.to(x.dtype))
+            x = unit(act(middle(act(x))))
+            levels.append(x)
+        levels.pop()
         for up in self.up:
-            x = F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
-            x = act(up(torch.cat([levels.pop(), x], dim=1)))
+            x = act(up(torch.cat([levels.pop(), double(x)], dim=1)))
         logits = self.weight(x)
         laplace = self.laplace(torch.cat([x.detach(), logits.detach(), normal[:, DOUBT]], dim=1))
-        return logits, laplace
+        return logits, self.guide(x), laplace
+
+
+def mix(logits: Tensor, guides: Tensor, flows: Tensor, cut: Tensor, image: Tensor) -> Tensor:
+    """The mean of three flows that a `FlowBlend` asks for, propagated as it says.
+
+    Args:
+        logits, guides: what it gives, ``(B, ..., h, w)``.
+        flows: ``(B, 3, 2, fh, fw)`` px, f 1 or 2.
+        cut: of :func:`cut_off`, ``(B, 1, h, w)``.
+        image: the first, ``(B, 3, fh, fw)`` in [-1, 1].
+
+    Returns:
+        ``(B, 2, fh, fw)`` px.
+    """
+    matched, plane = logits.float().split(1, dim=1)
+    scores = torch.cat([torch.zeros_like(matched), matched - DISTRUST * cut, plane], dim=1)
+    if flows.shape[-2:] != scores.shape[-2:]:
+        scores = F.interpolate(scores, size=flows.shape[-2:], mode='bilinear', align_corners=False)
+    flow = (scores.softmax(dim=1)[:, :, None] * flows).sum(dim=1)
+    for guide in guides.float().chunk(PROPAGATIONS, dim=1):
+        flow = propagate(flow, image, guide)
+    return flow
 
 
 def blend_flows(
@@ -113,8 +154,9 @@ def blend_flows(
     errors: Tensor,
     hypotheses: Tensor,
     features: Sequence[tuple[Tensor, Tensor]],
+    hidden: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Blend three flows; see `blend_cues` for the arguments.
+    """Blend three flows; see `blend_cues` and `FlowBlend` for the arguments.
 
     The second has no weight where the first image is blown out or black (:func:`cut_off`).
 
@@ -122,13 +164,7 @@ def blend_flows(
         Flow ``(B, 2, H, W)`` px and ``(B, 4, H, W)``, see `FlowOutput.laplace`.
     """
     cues = blend_cues(*images, flows, errors, hypotheses, features)
-    logits, laplace = blend(cues)
-    matched, plane = logits.float().split(1, dim=1)
-    matched = matched - DISTRUST * cut_off(images[0])
-    scores = torch.cat([torch.zeros_like(matched), matched, plane], dim=1)
-    scores, laplace = (
-        F.interpolate(x.float(), scale_factor=2, mode='bilinear', align_corners=False)
-        for x in (scores, laplace)
-    )
-    flow = (scores.softmax(dim=1)[:, :, None] * flows).sum(dim=1)
+    logits, guides, laplace = blend(cues, hidden)
+    flow = mix(logits, guides, flows, cut_off(images[0]), images[0].float())
+    laplace = F.interpolate(laplace.float(), scale_factor=2, mode='bilinear', align_corners=False)
     return flow, laplace

@@ -27,7 +27,8 @@ class FlowOutput:
             scales from a fusion or with ``start_detail``, ``(B, 3, H, W)`` with log b1 alone
             (log b2 = 0) else.
         blended: ``(B, 3, 2, H, W)`` px, the chosen flow, the matcher's and the dominant plane's
-            where they were blended (training only).
+            where they were blended.
+        hidden: ``(B, hidden_dim, H/8, W/8)``, the GRU's last state, where nothing is fused.
         correlation: ``(B, H/8 * W/8, H/8 * W/8)`` all-pairs correlation (training only).
     """
 
@@ -39,6 +40,7 @@ class FlowOutput:
     selections: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     choice: Choice | None = None
     blended: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 def laplace_scales(laplace: Tensor) -> Tensor:

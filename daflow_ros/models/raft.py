@@ -180,7 +180,7 @@ class RAFT(ModelMixin, ConfigMixin):
             self.matcher = RAFT(**matcher_config)
             if not num_hypotheses or self.matcher.fusion is not None:
                 raise ValueError('a matcher has no hypotheses, and goes beside a RAFT with some')
-            self.blend = FlowBlend()
+            self.blend = FlowBlend(self.matcher.hidden_dim)
         self.laplace_head: Head | None = None
         if confidence_head and not num_hypotheses:
             self.laplace_head = Head(hidden_dim, hidden_dim, 4 if start_detail else 3)
@@ -303,7 +303,8 @@ class RAFT(ModelMixin, ConfigMixin):
                 up = convex_upsample(flow, mask)
             if self.laplace_head is not None:
                 laplace = convex_upsample(self.laplace_head(net), mask, magnitude=1)
-        return FlowOutput(up, flows, laplace, pyramid.volume if self.training else None)
+        correlation = pyramid.volume if self.training else None
+        return FlowOutput(up, flows, laplace, correlation, hidden=net)
 
     def _judge(self, features: PairFeatures, hypotheses: Tensor) -> tuple[Tensor, Choice]:
         """Flows back at 1/4, and the choice."""
@@ -324,7 +325,7 @@ class RAFT(ModelMixin, ConfigMixin):
         with torch.no_grad():  # trained by itself
             seen = self.matcher.encode(torch.stack([image1, image2], dim=1))
             matched = self.matcher.refine(seen, MATCHER_ITERATIONS)
-        assert matched.laplace is not None
+        assert matched.laplace is not None and matched.hidden is not None
         plane = dominant_plane(output.flow.detach(), image1, image2)
         flows = torch.stack([output.flow, matched.flow, plane], dim=1)
         flow, laplace = blend_flows(
@@ -334,9 +335,9 @@ class RAFT(ModelMixin, ConfigMixin):
             torch.stack([expected_error(x) for x in (output.laplace, matched.laplace)], dim=1),
             hypotheses[:, : self.config.num_hypotheses],
             [(seen.fmap1, seen.fmap2), (seen.quarter1, seen.quarter2)],
+            matched.hidden,
         )
-        blended = flows if self.training else None
-        return replace(output, flow=flow, laplace=laplace, blended=blended)
+        return replace(output, flow=flow, laplace=laplace, blended=flows)
 
     def _upsample(
         self,

@@ -196,7 +196,7 @@ def _supervise(windows: Windows, imagery: Path, seed: int) -> None:
     try:
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
-        drawer = _Drawer(imagery)
+        drawer = WindowDrawer(imagery)
         context = multiprocessing.get_context('fork')
         # They end with this process; it ends when one of them fails, or who asked for windows.
         processes = [
@@ -213,7 +213,7 @@ def _supervise(windows: Windows, imagery: Path, seed: int) -> None:
     sys.exit(1)
 
 
-def _work(drawer: _Drawer, windows: Windows, number: int, seed: int) -> None:
+def _work(drawer: WindowDrawer, windows: Windows, number: int, seed: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     arrays = windows.open()
     rng = np.random.default_rng([seed, number])
@@ -232,7 +232,7 @@ def _work(drawer: _Drawer, windows: Windows, number: int, seed: int) -> None:
             arrays.written[number] += 1
 
 
-class _Drawer:
+class WindowDrawer:
     """Clean pairs: frames uint8 (2, H, W, 3), flow (H, W, 2) px, and how many windows to cut."""
 
     def __init__(self, imagery: Path) -> None:
@@ -243,6 +243,7 @@ class _Drawer:
     def pair(
         self, rng: np.random.Generator, generator: torch.Generator
     ) -> tuple[Array, NDArray[np.float32], int]:
+        """A flying pair, some bent."""
         frames, flow, _ = self.flying(rng)
         if rng.random() < BENT:
             frames, flow = bend(rng, frames, flow)
@@ -251,6 +252,7 @@ class _Drawer:
     def scene(
         self, rng: np.random.Generator, generator: torch.Generator
     ) -> tuple[Array, NDArray[np.float32], int]:
+        """A driving or layered scene."""
         reach = float(np.exp(rng.uniform(np.log(0.02), np.log(0.12))))
         draw = SceneGenerator(
             self.textures, min(HEIGHT, WIDTH), 2, reach=reach, driving=0.7, sprites=self.sprites
