@@ -26,7 +26,7 @@ from daflow_ros.models.blend_cues import (
     PLANE_BESIDE,
     blend_cues,
 )
-from daflow_ros.models.blending import DOUBT, PROPAGATIONS, FlowBlend, blend_flows
+from daflow_ros.models.blending import DOUBT, GUIDES, FlowBlend, blend_flows
 from daflow_ros.models.dominant_plane import dominant_plane
 from daflow_ros.models.flow_output import FlowOutput, expected_error
 from daflow_ros.models.raft import RAFT
@@ -78,7 +78,8 @@ def pair() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def keep_own_flow(blend: FlowBlend) -> None:
     """Nothing is taken from around."""
     torch.nn.init.zeros_(blend.guide.weight)
-    blend.guide.bias.data.view(PROPAGATIONS, -1)[:, 1 : 1 + len(RINGS)] = -60.0
+    for bias in blend.guide.bias.data.split(GUIDES):
+        bias[1 : 1 + len(RINGS)] = -60.0
 
 
 def random_features() -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -196,7 +197,7 @@ def test_a_sure_blend_gives_one_of_the_three(
 
 def test_weights_lie_between_the_flows(pair) -> None:
     first, second, flows = pair
-    torch.manual_seed(3)
+    torch.manual_seed(4)
     blend = FlowBlend(16)
     torch.nn.init.normal_(blend.weight.weight, std=5)
     keep_own_flow(blend)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from pictures import photograph
 from safetensors.torch import load_file
 
+from daflow_ros.models.blend_cues import PER_FLOW
 from daflow_ros.training.flying import outline
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +40,21 @@ def tool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
+def crops_are_held_against_the_right_places(folder: Path) -> None:
+    """However a crop is mirrored its flows fit as the cues, of the whole picture, say."""
+    spec = importlib.util.spec_from_file_location('train_blend', ROOT / 'tools' / 'train_blend.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pairs = module.Pairs(folder, 1)
+    for _ in range(4):
+        (cues, _, flows), pictures = pairs.batch(96, 4)
+        for index in range(2):
+            fit = pictures.fits(flows[:, 2 * index : 2 * index + 2])[:, 0]
+            # But for the border of the crop, where the window's mean is of fewer.
+            off = (fit - cues[:, index * PER_FLOW])[:, 2:-2, 2:-2].abs()
+            assert off.mean(dim=(1, 2)).max() < 0.01
+
+
 def test_the_packaged_blend_trains_on_and_nothing_else_changes(
     imagery: Path, tmp_path: Path
 ) -> None:
@@ -52,6 +69,7 @@ def test_the_packaged_blend_trains_on_and_nothing_else_changes(
     errors = [np.median(np.hypot(*(x[..., :2] - x[..., 6:8]).transpose(2, 0, 1))) for x in flows]
     still = [np.median(np.hypot(*x[..., 6:8].transpose(2, 0, 1))) for x in flows]
     assert np.median(np.array(errors) / np.array(still)) < 0.5
+    crops_are_held_against_the_right_places(pairs)
 
     trained = tool('train', pairs, out, '--minutes', '0.1')
     assert trained.returncode == 0, trained.stderr[-2000:]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the blend of raft_tiny and daflow_tiny on cues that are computed once (run 28).
+"""Train the blend of raft_tiny and daflow_tiny on cues that are computed once (runs 28 and 29).
 
     python tools/train_blend.py match pairs imagery --count 800 --seed 0      # one for each core
     python tools/train_blend.py train pairs runs/blend --minutes 60
@@ -32,8 +32,10 @@ from tqdm import tqdm
 
 from daflow_ros.degradation import random_degradation
 from daflow_ros.estimators import load_estimator
-from daflow_ros.models.blend_cues import COLOUR
+from daflow_ros.models.blend_cues import COLOUR, EVEN
 from daflow_ros.models.blending import FlowBlend, cut_off, mix
+from daflow_ros.models.cues import appearance
+from daflow_ros.models.spatial_propagation import Pictures
 from daflow_ros.training.flow_training import FASTEST
 from daflow_ros.training.losses import blend_weight, laplace_nll
 from daflow_ros.training.networks import load_folder, raft_of
@@ -48,7 +50,7 @@ CROPS, LAST = ((128, 8), (192, 4)), 0.3
 #: Steps of warm-up; part of the time over which the rate falls; norm that gradients are cut to.
 WARM_UP, FALL, NORM = 150, 0.6, 0.3
 CONFIDENCE_WEIGHT, EMA, HELD_OUT = 0.05, 0.998, 100
-PARTS = ('cues', 'hidden', 'flows')
+PARTS = ('cues', 'hidden', 'flows', 'second')
 WEIGHTS = Path(__file__).resolve().parents[1] / 'daflow_ros' / 'weights'
 
 
@@ -72,6 +74,7 @@ def match(folder: Path, imagery: Path, count: int, seed: int) -> None:
 
     def gave(_: Any, given: tuple[Any, ...], output: Any) -> None:
         seen['flows'], seen['cut'] = output.blended, cut_off(given[0])
+        seen['second'] = F.avg_pool2d(given[1].float(), 2)
 
     network.blend.register_forward_pre_hook(shown)
     network.register_forward_hook(gave)
@@ -104,7 +107,7 @@ def match(folder: Path, imagery: Path, count: int, seed: int) -> None:
 
 
 class Pairs:
-    """What `match` wrote; flows are (chosen, matcher, plane, true), 2 channels each."""
+    """What `match` wrote; flows are (chosen, matcher, plane, true), 2 channels each, and more."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         names = sorted(path.name[:-9] for path in folder.glob('*_cues.npy'))
@@ -119,7 +122,7 @@ class Pairs:
         self.chances = counts / counts.sum()
 
     def load(self, name: str) -> list[Array]:
-        """Cues, hidden state and flows, ``(h, w, C)``, mapped into memory."""
+        """Cues, hidden state, flows and second image, ``(h, w, C)``, mapped into memory."""
         return [np.load(self.folder / f'{name}_{part}.npy', mmap_mode='r') for part in PARTS]
 
     def weight(self, name: str) -> float:
@@ -128,27 +131,49 @@ class Pairs:
         every = flows[:, :8].unflatten(1, (4, 2))
         return float(blend_weight(every[:, :3], every[:, 3], flows[:, 9:]))
 
-    def crop(self, name: str, size: int) -> list[Array]:
-        """A random one, mirrored and transposed at random; nothing shown has a direction."""
-        cues, hidden, flows = self.load(name)
-        size = min(size, *(4 * (n // 4) for n in cues.shape[:2]))
-        top, left = (4 * int(self.rng.integers((n - size) // 4 + 1)) for n in cues.shape[:2])
+    def crop(self, name: str, size: int) -> tuple[list[Array], list[int]]:
+        """A random one, mirrored and transposed at random; where it lies in the second image."""
+        cues, hidden, flows, second = self.load(name)
+        (height, width), corner = cues.shape[:2], []
+        size = min(size, 4 * (height // 4), 4 * (width // 4))
+        for side in (width, height):
+            corner.append(4 * int(self.rng.integers((side - size) // 4 + 1)))
+        left, top = corner
         fine = np.s_[top : top + size, left : left + size]
         coarse = np.s_[top // 4 : (top + size) // 4, left // 4 : (left + size) // 4]
-        parts = [cues[fine], hidden[coarse], flows[fine]]
-        if self.rng.random() < 0.5:
-            parts = [part[:, ::-1] for part in parts]
-        if self.rng.random() < 0.5:
-            parts = [part[::-1] for part in parts]
+        parts = [cues[fine], hidden[coarse], np.array(flows[fine]), second]
+        vectors = parts[2][..., :8]
+        for axis, side in ((0, width), (1, height)):  # x, y
+            if self.rng.random() < 0.5:
+                vectors[..., axis::2] *= -1
+                parts = [np.flip(part, 1 - axis) for part in parts]
+                corner[axis] = side - size - corner[axis]
         if self.rng.random() < 0.5:
             parts = [part.swapaxes(0, 1) for part in parts]
-        return parts
+            parts[2] = parts[2][..., [1, 0, 3, 2, 5, 4, 7, 6, 8, 9]]
+            corner.reverse()
+        return parts, corner
 
-    def batch(self, size: int, count: int) -> list[Tensor]:
+    def batch(self, size: int, count: int) -> tuple[list[Tensor], Pictures]:
         """Crops of pairs drawn by their weight."""
         chosen = self.rng.choice(self.names, count, p=self.chances)
         crops = [self.crop(name, size) for name in chosen]
-        return [tensor(list(part)) for part in zip(*crops, strict=True)]
+        return tensors([parts for parts, _ in crops], [corner for _, corner in crops])
+
+
+def tensors(crops: list[list[Array]], corners: list[list[int]]) -> tuple[list[Tensor], Pictures]:
+    """Cues, hidden state and flows, and both pictures; the second ones padded to one size."""
+    *maps, seconds = zip(*crops, strict=True)
+    parts = [tensor(list(part)) for part in maps]
+    height, width = (max(second.shape[axis] for second in seconds) for axis in (0, 1))
+    whole = []
+    for second in seconds:
+        look = appearance(tensor([second]))
+        ends = (0, width - look.shape[-1], 0, height - look.shape[-2])
+        whole.append(F.pad(look, ends))
+    first = torch.cat([127.5 * (parts[0][:, COLOUR] + 1) + 1, parts[0][:, EVEN]], dim=1)
+    corner = torch.tensor(corners, dtype=torch.float32)
+    return parts, Pictures(first.contiguous(), torch.cat(whole), corner)
 
 
 def tensor(maps: list[Array]) -> Tensor:
@@ -157,13 +182,15 @@ def tensor(maps: list[Array]) -> Tensor:
     return stacked.contiguous(memory_format=torch.channels_last)
 
 
-def run(blend: FlowBlend, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def run(
+    blend: FlowBlend, parts: list[Tensor], pictures: Pictures
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Flow ``(B, 2, h, w)``, Laplace parameters, true flow, valid."""
     cues, hidden, flows = parts
     with torch.autocast('cpu', torch.bfloat16):
         logits, guides, laplace = blend(cues, hidden)
     three, cut = flows[:, :6].unflatten(1, (3, 2)), flows[:, 8:9]
-    flow = mix(logits, guides, three, cut, cues[:, COLOUR])
+    flow = mix(logits, guides, three, cut, cues[:, COLOUR], pictures)
     return flow, laplace.float(), flows[:, 6:8], flows[:, 9:]
 
 
@@ -178,7 +205,7 @@ def held_out(blend: FlowBlend, pairs: Pairs) -> tuple[float, float]:
     """Error e as e / (1 + e), and the confidence's NLL, of the pairs held out."""
     every = []
     for name in pairs.held:
-        flow, laplace, true, valid = run(blend, [tensor([part]) for part in pairs.load(name)])
+        flow, laplace, true, valid = run(blend, *tensors([pairs.load(name)], [[0, 0]]))
         error = float(mean_error(flow, true, valid))
         every.append((error / (1 + error), float(laplace_nll(laplace, flow, true, valid))))
     score, nll = np.mean(every, axis=0)
@@ -233,7 +260,7 @@ def train(folder: Path, output: Path, minutes: float, rate: float, new: bool) ->
                 save(averaged, output)
             if done >= 1:
                 break
-            flow, laplace, true, valid = run(blend, pairs.batch(*CROPS[done > 1 - LAST]))
+            flow, laplace, true, valid = run(blend, *pairs.batch(*CROPS[done > 1 - LAST]))
             error = mean_error(flow, true, valid)
             loss = (error / (1 + error.detach())).mean()
             loss = loss + CONFIDENCE_WEIGHT * laplace_nll(laplace, flow, true, valid)

@@ -20,7 +20,7 @@ from torch import Tensor
 from daflow_ros.flow.hypotheses import HYPOTHESES
 from daflow_ros.models.agreement import agreement
 from daflow_ros.models.correlation import coords_grid
-from daflow_ros.models.cues import box, evened, length, mismatch, warp
+from daflow_ros.models.cues import appearance, box, length, mismatch, warp
 
 #: Cues of each of two networks' flows, of both together and of the images; means over the whole
 #: image of some of them; agreement of the matcher's features at two resolutions in so many groups.
@@ -31,13 +31,12 @@ NEAR = (0.5, 1.0, 3.0)
 PLANE_ALONE, PLANE_BESIDE, PLANE_FIT = 9, 2 + len(NEAR), 4
 #: The first of those.
 PLANE = 2 * PER_FLOW + OF_BOTH + PER_IMAGE + MEANS + 2 * 2 * GROUPS
-#: Where the first image is among the cues.
+#: Where the evened grey values and the colours of the first image are among the cues.
+EVEN = slice(2 * PER_FLOW + OF_BOTH + 1, 2 * PER_FLOW + OF_BOTH + 2)
 COLOUR = slice(2 * PER_FLOW + OF_BOTH + 2, 2 * PER_FLOW + OF_BOTH + 5)
 NUM_CUES = PLANE + PLANE_ALONE + 2 * PLANE_BESIDE + PLANE_FIT + 2 * GROUPS
 #: px, of the errors expected.
 LEAST_ERROR = 0.02
-#: px of half the resolution, windows in which contrast is evened; grey values that are plain.
-WINDOW, PLAIN = 13, 4.0
 
 
 def _feature_cues(first: Tensor, second: Tensor, flows: Tensor) -> Tensor:
@@ -59,11 +58,10 @@ class _Look:
     """Two images and the hypotheses, as each flow is held against them."""
 
     def __init__(self, image1: Tensor, image2: Tensor, hypotheses: Tensor) -> None:
-        colour1, colour2 = 127.5 * (image1 + 1), 127.5 * (image2 + 1)
-        grey1, grey2 = (x.mean(dim=1, keepdim=True) for x in (colour1, colour2))
-        self.image1, self.colour, self.grey = image1, colour1 + 1, grey1
-        self.even = evened(grey1, WINDOW, PLAIN)
-        self._second = torch.cat([colour2 + 1, evened(grey2, WINDOW, PLAIN), grey2 / 255], dim=1)
+        first, second = appearance(image1), appearance(image2)
+        self.image1, self.colour, self.even = image1, first[:, :3], first[:, 3:]
+        self.grey, grey2 = (127.5 * (x + 1).mean(dim=1, keepdim=True) for x in (image1, image2))
+        self._second = torch.cat([second, grey2 / 255], dim=1)
         self._hypotheses = hypotheses
         h, w = image1.shape[-2:]
         self._here, self._last = coords_grid(1, h, w, image1.device), (w - 1, h - 1)

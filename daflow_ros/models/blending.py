@@ -26,16 +26,24 @@ from daflow_ros.models.blend_cues import (
     PLANE_BESIDE,
     blend_cues,
 )
-from daflow_ros.models.cues import box
-from daflow_ros.models.spatial_propagation import NUM_GUIDES, RINGS, propagate
+from daflow_ros.models.cues import appearance, box
+from daflow_ros.models.spatial_propagation import (
+    NUM_GUIDES,
+    NUM_HELD,
+    RINGS,
+    Pictures,
+    propagate,
+)
 from daflow_ros.models.unet import SLOPE, ResidualUnit, act, double
 
 #: Grey values, in all channels, from which on and up to which nothing is told apart.
 BLOWN_OUT, BLACK = 253, 2
 #: Taken off the matcher's logit where all about a pixel is blown out or black.
 DISTRUST = 10.0
-#: How often flow is propagated, one after the other.
-PROPAGATIONS = 2
+#: How often flow is propagated, one after the other; at last it is held against the images.
+PROPAGATIONS = 3
+#: Guides of each.
+GUIDES = (*[NUM_GUIDES] * (PROPAGATIONS - 1), NUM_HELD)
 #: Cues that the errors are told from as well: errors expected, and how far the flows are apart.
 _BESIDE = PLANE + PLANE_ALONE
 DOUBT = (6, PER_FLOW + 6, 2 * PER_FLOW, 2 * PER_FLOW + 1, _BESIDE, _BESIDE + PLANE_BESIDE)
@@ -83,12 +91,14 @@ class FlowBlend(nn.Module):
         nn.init.zeros_(self.weight.weight)
         assert self.weight.bias is not None
         nn.init.constant_(self.weight.bias, -2.0)
-        self.guide = block(first, PROPAGATIONS * NUM_GUIDES)
+        self.guide = block(first, sum(GUIDES))
         nn.init.normal_(self.guide.weight, std=0.01)
         assert self.guide.bias is not None
         # Each pixel its own flow, at first.
-        own = [0.0] + [-7.0] * len(RINGS) + [0.0, 2.0]
-        self.guide.bias.data.copy_(torch.tensor(PROPAGATIONS * own))
+        own = torch.tensor([0.0] + [-7.0] * len(RINGS) + [0.0, 2.0])
+        nn.init.zeros_(self.guide.bias)
+        for bias in self.guide.bias.data.split(GUIDES):
+            bias[: len(own)] = own
         # Features that its steep loss leaves alone, as in `FlowFusion`.
         self.laplace = nn.Sequential(
             block(first + 2 + len(DOUBT), 32), nn.LeakyReLU(SLOPE), block(32, 4)
@@ -103,7 +113,7 @@ class FlowBlend(nn.Module):
 
         Returns:
             Logits of the second and the third flow's weight beside 0 of the first's, ``(B, 2, h,
-            w)``, guides of each propagation ``(B, PROPAGATIONS NUM_GUIDES, h, w)``, and ``(B, 4,
+            w)``, guides of each propagation ``(B, sum(GUIDES), h, w)``, and ``(B, 4,
             h, w)`` parameters of the distribution of the error, see `FlowOutput.laplace`.
         """
         normal = (cues - self.mean[:, None, None]) / self.deviation[:, None, None]
@@ -125,7 +135,14 @@ class FlowBlend(nn.Module):
         return logits, self.guide(x), laplace
 
 
-def mix(logits: Tensor, guides: Tensor, flows: Tensor, cut: Tensor, image: Tensor) -> Tensor:
+def mix(
+    logits: Tensor,
+    guides: Tensor,
+    flows: Tensor,
+    cut: Tensor,
+    image: Tensor,
+    pictures: Pictures,
+) -> Tensor:
     """The mean of three flows that a `FlowBlend` asks for, propagated as it says.
 
     Args:
@@ -133,6 +150,7 @@ def mix(logits: Tensor, guides: Tensor, flows: Tensor, cut: Tensor, image: Tenso
         flows: ``(B, 3, 2, fh, fw)`` px, f 1 or 2.
         cut: of :func:`cut_off`, ``(B, 1, h, w)``.
         image: the first, ``(B, 3, fh, fw)`` in [-1, 1].
+        pictures: both, ``(B, ..., h, w)``.
 
     Returns:
         ``(B, 2, fh, fw)`` px.
@@ -142,8 +160,9 @@ def mix(logits: Tensor, guides: Tensor, flows: Tensor, cut: Tensor, image: Tenso
     if flows.shape[-2:] != scores.shape[-2:]:
         scores = F.interpolate(scores, size=flows.shape[-2:], mode='bilinear', align_corners=False)
     flow = (scores.softmax(dim=1)[:, :, None] * flows).sum(dim=1)
-    for guide in guides.float().chunk(PROPAGATIONS, dim=1):
-        flow = propagate(flow, image, guide)
+    for guide in guides.float().split(GUIDES, dim=1):
+        held = pictures if guide.shape[1] == NUM_HELD else None
+        flow = propagate(flow, image, guide, held)
     return flow
 
 
@@ -165,6 +184,8 @@ def blend_flows(
     """
     cues = blend_cues(*images, flows, errors, hypotheses, features)
     logits, guides, laplace = blend(cues, hidden)
-    flow = mix(logits, guides, flows, cut_off(images[0]), images[0].float())
+    first, second = (appearance(F.avg_pool2d(image.float(), 2)) for image in images)
+    pictures = Pictures(first, second, first.new_zeros(len(first), 2))
+    flow = mix(logits, guides, flows, cut_off(images[0]), images[0].float(), pictures)
     laplace = F.interpolate(laplace.float(), scale_factor=2, mode='bilinear', align_corners=False)
     return flow, laplace

@@ -18,6 +18,8 @@ from torch import Tensor
 
 #: Cues of a hypothesis, and of the images.
 PER_HYPOTHESIS, PER_IMAGE = 13, 7
+#: Of `appearance`: px, windows in which contrast is evened; grey values that are plain.
+WINDOW, PLAIN = 13, 4.0
 
 
 def warp(features: Tensor, flow: Tensor) -> Tensor:
@@ -94,6 +96,15 @@ def evened(grey: Tensor, side: int, floor: float) -> Tensor:
     """
     away = grey - box(grey, side)
     return away / (box(away.square(), side).sqrt() + floor)
+
+
+def appearance(image: Tensor) -> Tensor:
+    """Colour, 1 to 256, and evened grey value, ``(B, 4, h, w)``, of an image in [-1, 1].
+
+    No colour is 0, which is what a flow that leads out finds.
+    """
+    colour = 127.5 * (image + 1)
+    return torch.cat([colour + 1, evened(colour.mean(dim=1, keepdim=True), WINDOW, PLAIN)], dim=1)
 
 
 def mismatch(first: Tensor, second: Tensor, side: int = 7) -> Tensor:

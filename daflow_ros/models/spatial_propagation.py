@@ -3,25 +3,35 @@
 
 A thin thing that nothing matched often moves as what it hangs on, which looks alike and was
 matched. So each pixel takes a mean of the flow of fixed pixels around it, weighed by how sure the
-flow there is and by how much colour there is like its own, both to a measure that a network learns
+flow there is, by how much colour there is like its own and by where it lies, all as a network says
 (after Park et al., Non-Local Spatial Propagation Network, ECCV 2020, with neighbours that are not
-moved).
+moved). What is taken over can be held against the images first, as PatchMatch does it (Bleyer et
+al., PatchMatch Stereo, BMVC 2011): whether the pixel itself is found again along that flow.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from daflow_ros.models.correlation import coords_grid
+from daflow_ros.models.cues import box, length
+
 #: Distances of the neighbours, px of half the resolution; as many directions at each.
 RINGS, DIRECTIONS = (2, 6, 14, 28), 8
-#: What a network has to say: the pixel itself and each ring, surety, how much colour counts.
-NUM_GUIDES = 1 + len(RINGS) + 2
+#: What a network has to say: the pixel itself and each ring, surety, how much colour counts, and
+#: each neighbour.
+NUM_GUIDES = 1 + len(RINGS) + 2 + len(RINGS) * DIRECTIONS
+#: And where flow is held against the images: how much each of three fits counts, and the distance.
+NUM_FITS, NUM_HELD = 3, NUM_GUIDES + 3 + 1
 #: Logarithm of what colour counts at most: a tenth of the range of a channel is then 30 logits.
 MOST = 6.6
+#: px of the flow to one of the guides.
+SCALE = 2
 
 
 def _neighbours() -> list[tuple[int, int, int]]:
@@ -39,7 +49,41 @@ NEIGHBOURS = _neighbours()
 _REACH = max(RINGS) + 1
 
 
-def propagate(flow: Tensor, image: Tensor, guides: Tensor) -> Tensor:
+class Pictures(NamedTuple):
+    """What flow is held against, at the resolution of the guides.
+
+    Attributes:
+        first: `appearance` of the first picture or of a part of it, ``(B, 4, h, w)``.
+        second: of the whole second one, ``(B, 4, H, W)``, 0 beyond its end.
+        corner: where the part lies, ``(B, 2)`` px, x first.
+    """
+
+    first: Tensor
+    second: Tensor
+    corner: Tensor
+
+    @torch.no_grad()
+    def fits(self, flow: Tensor) -> Tensor:
+        """How ill each pixel is found again along a flow ``(B, 2, h, w)`` px.
+
+        Returns:
+            ``(B, NUM_FITS, h, w)`` logarithms.
+        """
+        batch, _, height, width = flow.shape
+        size = flow.new_tensor([self.second.shape[-1] - 1, self.second.shape[-2] - 1])
+        to = coords_grid(batch, height, width, flow.device) + flow / SCALE
+        to = to + self.corner[..., None, None]
+        to = to.permute(0, 2, 3, 1) * (2 / size) - 1
+        found = F.grid_sample(self.second, to, align_corners=True)
+        unlike = box((self.first[:, 3:] - found[:, 3:]).abs(), 3)
+        colours = (self.first[:, :3] - found[:, :3]).abs().mean(dim=1, keepdim=True)
+        fits = [unlike + 0.05, box(unlike, 5) + 0.05, box(colours, 3) + 1]
+        return torch.cat(fits, dim=1).log()
+
+
+def propagate(
+    flow: Tensor, image: Tensor, guides: Tensor, pictures: Pictures | None = None
+) -> Tensor:
     """Mean of the flow of each pixel and of those around it.
 
     Beyond the border lies what lies on it.
@@ -48,28 +92,18 @@ def propagate(flow: Tensor, image: Tensor, guides: Tensor) -> Tensor:
         flow: ``(B, 2, fh, fw)`` px, f 1 or 2.
         image: ``(B, 3, fh, fw)`` in [-1, 1], of whose colours the likeness is told.
         guides: ``(B, NUM_GUIDES, h, w)``: logits of the pixel itself and of each ring, a logit
-            of the flow at a pixel wherever it is taken to, and the logarithm of what a squared
-            difference of colour takes off.
+            of the flow at a pixel wherever it is taken to, the logarithm of what a squared
+            difference of colour takes off, and what is added to each neighbour's logit. With
+            ``pictures`` ``NUM_HELD`` of them: what it counts that the logarithm of each fit is
+            better than that of the pixel's own flow, and how far away from that a flow is.
+        pictures: what to hold the flow against.
 
     Returns:
         ``(B, 2, fh, fw)`` px.
     """
-    rings, (sure, colour_counts) = guides[:, :-2], guides[:, -2:].split(1, dim=1)
     height, width = guides.shape[-2:]
     factor = flow.shape[-1] // width
-    colour = F.avg_pool2d(image, factor)
-    padded = F.pad(torch.cat([colour, sure], dim=1), (_REACH,) * 4, mode='replicate')
-    counts = colour_counts.clamp(max=MOST).exp()
-    logits = []
-    for ring, dy, dx in NEIGHBOURS:
-        y, x = _REACH + dy, _REACH + dx
-        there = padded[..., y : y + height, x : x + width]
-        logit = rings[:, ring : ring + 1] + there[:, 3:]
-        if ring:
-            unlike = (there[:, :3] - colour).square().sum(dim=1, keepdim=True)
-            logit = logit - counts * unlike
-        logits.append(logit)
-    shares = torch.cat(logits, dim=1)
+    shares = _logits(F.avg_pool2d(flow, factor), F.avg_pool2d(image, factor), guides, pictures)
     if factor > 1:
         shares = F.interpolate(shares, scale_factor=factor, mode='bilinear', align_corners=False)
     shares = shares.softmax(dim=1)
@@ -80,3 +114,30 @@ def propagate(flow: Tensor, image: Tensor, guides: Tensor) -> Tensor:
         part = padded[..., y : y + factor * height, x : x + factor * width]
         mean = mean + share * part
     return mean
+
+
+def _logits(flow: Tensor, colour: Tensor, guides: Tensor, pictures: Pictures | None) -> Tensor:
+    """Of each neighbour ``(B, len(NEIGHBOURS), h, w)``, all at the resolution of the guides."""
+    parts = (1 + len(RINGS), 1, 1, len(NEIGHBOURS) - 1, guides.shape[1] - NUM_GUIDES)
+    rings, sure, colour_counts, towards, held = guides.split(parts, dim=1)
+    counts = colour_counts.clamp(max=MOST).exp()
+    height, width = guides.shape[-2:]
+    padded = F.pad(torch.cat([colour, sure, flow], dim=1), (_REACH,) * 4, mode='replicate')
+    if pictures is not None:
+        own = pictures.fits(flow)
+    logits = []
+    for number, (ring, dy, dx) in enumerate(NEIGHBOURS):
+        y, x = _REACH + dy, _REACH + dx
+        colour_there, sure_there, flow_there = padded[..., y : y + height, x : x + width].split(
+            (3, 1, 2), dim=1
+        )
+        logit = rings[:, ring : ring + 1] + sure_there
+        if ring:
+            unlike = (colour_there - colour).square().sum(dim=1, keepdim=True)
+            logit = logit - counts * unlike + towards[:, number - 1 : number]
+        if ring and pictures is not None:
+            better = own - pictures.fits(flow_there)
+            apart = (10 * length(flow_there - flow, 1)[:, None] + 1).log()
+            logit = logit + (held * torch.cat([better, apart], dim=1)).sum(dim=1, keepdim=True)
+        logits.append(logit)
+    return torch.cat(logits, dim=1)

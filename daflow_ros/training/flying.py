@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from daflow_ros.training.furniture import furniture
 from daflow_ros.training.sprites import filled, read_cut_out, sprite_files
 from daflow_ros.training.textures import IMAGE_SUFFIXES
 
@@ -26,6 +27,10 @@ from daflow_ros.training.textures import IMAGE_SUFFIXES
 WIDTH, HEIGHT = 512, 384
 #: Photographs below this many px a side are too small, sprites too; larger sprites are shrunk.
 SMALLEST_PHOTO, SMALLEST_SPRITE, LARGEST_SPRITE = 300, 48, 512
+#: Share of the cut-outs that are furniture, and how far it and the others move by themselves:
+#: means of exponentials in px, and how often each.
+FURNITURE = 0.25
+FAR, NEAR = ((3, 12, 30), (0.3, 0.4, 0.3)), ((1, 5, 13), (0.25, 0.5, 0.25))
 
 Array = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -163,6 +168,30 @@ class FlyingPairs:
         return Layer(colour, None, place, _about(motion, WIDTH / 2, HEIGHT / 2))
 
     def _cut_out(self, rng: np.random.Generator, behind: Matrix, perspective: float) -> Layer:
+        legged = rng.random() < FURNITURE
+        colour, alpha, size = self._furniture(rng) if legged else self._thing(rng)
+        if rng.random() < 0.5:
+            colour = _lit(rng, colour, rng.uniform(0.1, 0.35))
+        rgba, scale = _shrunk(np.dstack([colour, alpha]), max(alpha.shape) / size)
+        x, y = rng.uniform(-0.05, 1.05, 2) * (WIDTH, HEIGHT)
+        turn = np.deg2rad(rng.normal(0, 12))
+        rotation = np.eye(3)
+        rotation[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+        place = _shift(rgba.shape[1] / 2, rgba.shape[0] / 2) @ np.diag([scale, scale, 1.0])
+        place = place @ rotation @ _shift(-x, -y)
+        # It is carried along by what is behind it, and moves by itself.
+        own = _motion(rng, *(FAR if legged else NEAR), 3.0, 0.03, perspective / 2)
+        there = behind @ (x, y, 1)
+        motion = _about(own, *(there[:2] / there[2])) @ behind
+        return Layer(
+            np.ascontiguousarray(rgba[..., :3]),
+            rgba[..., 3].clip(0, 255).astype(np.uint8),
+            place,
+            motion,
+        )
+
+    def _thing(self, rng: np.random.Generator) -> tuple[Array, NDArray[np.uint8], float]:
+        """A sprite or a drawn shape: colour, alpha, and its longer side in px."""
         size = float(np.clip(rng.lognormal(np.log(120), 0.7), 24, 420))
         drawn = rng.random() < 0.35
         if drawn:
@@ -179,26 +208,25 @@ class FlyingPairs:
         elif kind < 0.45:
             mean = colour.mean(axis=(0, 1))
             colour = mean + rng.uniform(0.05, 0.5) * (colour - mean)
+        return _tinted(rng, colour), alpha, size
+
+    def _furniture(self, rng: np.random.Generator) -> tuple[Array, NDArray[np.uint8], float]:
+        """A broad part and thin ones, of one material or of two: as `_thing`."""
+        size = float(np.clip(rng.lognormal(np.log(150), 0.5), 50, 420))
+        broad, thin = furniture(rng)
+        colour = self._patch(rng, broad.shape, size)
+        if rng.random() < 0.6:
+            mean = colour.mean(axis=(0, 1))
+            colour = mean + rng.uniform(0, 0.4) * (colour - mean)
         colour = _tinted(rng, colour)
-        if rng.random() < 0.5:
-            colour = _lit(rng, colour, rng.uniform(0.1, 0.35))
-        rgba, scale = _shrunk(np.dstack([colour, alpha]), max(alpha.shape) / size)
-        x, y = rng.uniform(-0.05, 1.05, 2) * (WIDTH, HEIGHT)
-        turn = np.deg2rad(rng.normal(0, 12))
-        rotation = np.eye(3)
-        rotation[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
-        place = _shift(rgba.shape[1] / 2, rgba.shape[0] / 2) @ np.diag([scale, scale, 1.0])
-        place = place @ rotation @ _shift(-x, -y)
-        # It is carried along by what is behind it, and moves by itself.
-        own = _motion(rng, (1, 5, 13), (0.25, 0.5, 0.25), 3.0, 0.03, perspective / 2)
-        there = behind @ (x, y, 1)
-        motion = _about(own, *(there[:2] / there[2])) @ behind
-        return Layer(
-            np.ascontiguousarray(rgba[..., :3]),
-            rgba[..., 3].clip(0, 255).astype(np.uint8),
-            place,
-            motion,
-        )
+        rods = colour * rng.uniform(0.4, 1.0)
+        if rng.random() < 0.6:  # dark, of metal or white
+            rods = rng.choice([12, 90, 200]) + rng.normal(0, 12, 3)
+        over = thin[..., None] / np.float32(255)
+        if rng.random() < 0.5:  # before the broad part, or behind it
+            over = over * (broad[..., None] == 0)
+        colour = (colour + over * (rods - colour)).clip(0, 255)
+        return np.asarray(colour, np.float32), np.maximum(broad, thin), size
 
     def _patch(self, rng: np.random.Generator, shape: tuple[int, ...], size: float) -> Array:
         """A piece of a photograph, some 0.8 to 2 of its texels for a px."""
