@@ -104,17 +104,21 @@ def test_a_flow_fits_where_the_images_agree() -> None:
     pictures = Pictures(appearance(first), appearance(second), torch.zeros(1, 2))
     right, wrong = torch.zeros(2, 1, 2, 64, 96)
     right[:, 0], wrong[:, 0] = 10.0, 4.0  # px of twice the resolution
-    fit, ill = (pictures.fits(flow)[..., 20:-20, 24:-24] for flow in (right, wrong))
+    fit, ill = (
+        pictures.fits(flow[:, None])[:, 0, ..., 20:-20, 24:-24] for flow in (right, wrong)
+    )
     assert torch.allclose(fit.exp(), torch.tensor([0.05, 0.05, 1.0])[:, None, None], atol=1e-3)
     assert (ill - fit).amin(dim=(0, 2, 3)).min() > 0.7
     # What leads out meets no colour at all.
-    assert pictures.fits(right)[:, 2, :, -3:].min() > np.log(20)
+    assert pictures.fits(right[:, None])[:, 0, 2, :, -3:].min() > np.log(20)
     # A part of the first picture finds the same in the whole second one.
     part = Pictures(pictures.first[..., 8:40, 16:64], pictures.second, torch.tensor([[16.0, 8.0]]))
+    both = torch.stack([right, wrong], dim=1)
+    fits = pictures.fits(both)
+    assert torch.equal(fits[:, 0], pictures.fits(right[:, None])[:, 0])
     assert torch.allclose(
-        part.fits(right[..., 8:40, 16:64])[..., 4:-4, 4:-4],
-        pictures.fits(right)[..., 12:36, 20:60], atol=1e-4,
-    )  # fmt: skip
+        part.fits(both[..., 8:40, 16:64])[..., 4:-4, 4:-4], fits[..., 12:36, 20:60], atol=1e-4
+    )
 
 
 def test_held_against_the_images_a_bar_finds_the_flow_it_moves_by() -> None:

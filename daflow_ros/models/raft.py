@@ -30,6 +30,7 @@ from daflow_ros.models.dominant_plane import dominant_plane
 from daflow_ros.models.encoder import Encoder
 from daflow_ros.models.flow_output import FlowOutput, expected_error
 from daflow_ros.models.fusion import FlowFusion, Fused
+from daflow_ros.models.mirrored import mean_of_mirrored
 from daflow_ros.models.selector import Choice, HypothesisSelector
 from daflow_ros.models.update import Head, MotionEncoder, UpdateBlock
 from daflow_ros.models.upsampling import (
@@ -98,9 +99,9 @@ class RAFT(ModelMixin, ConfigMixin):
             the refined flow, in ``fusion_rounds`` rounds; 0 for none. ``num_backward`` flows
             back come with them.
         matcher_config: of a second RAFT, which finds the flow of the same images from no motion
-            and without hypotheses; a :class:`FlowBlend` weighs it, and the motion of the dominant
-            plane, against the fused flow. Needs ``num_hypotheses``. With one iteration both are
-            left out.
+            and without hypotheses, and that of their mirror images; a :class:`FlowBlend` weighs
+            the mean of both, and the motion of the dominant plane, against the fused flow. Needs
+            ``num_hypotheses``. With one iteration all of them are left out.
 
     Raises:
         ValueError: a matcher beside nothing that is fused, or one that fuses itself.
@@ -323,11 +324,15 @@ class RAFT(ModelMixin, ConfigMixin):
         assert self.matcher is not None and output.laplace is not None
         image1, image2 = features.image1, features.image2
         with torch.no_grad():  # trained by itself
-            seen = self.matcher.encode(torch.stack([image1, image2], dim=1))
+            pair = torch.stack([image1, image2], dim=1)
+            seen = self.matcher.encode(pair)
             matched = self.matcher.refine(seen, MATCHER_ITERATIONS)
+            # One after the other: the correlation of a large image takes gigabytes.
+            again = self.matcher.refine(self.matcher.encode(pair.flip(-1)), MATCHER_ITERATIONS)
         assert matched.laplace is not None and matched.hidden is not None
         plane = dominant_plane(output.flow.detach(), image1, image2)
-        flows = torch.stack([output.flow, matched.flow, plane], dim=1)
+        both = mean_of_mirrored(matched, again)
+        flows = torch.stack([output.flow, both, plane], dim=1)
         flow, laplace = blend_flows(
             self.blend,
             (image1, image2),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,22 +64,22 @@ class Pictures(NamedTuple):
     corner: Tensor
 
     @torch.no_grad()
-    def fits(self, flow: Tensor) -> Tensor:
-        """How ill each pixel is found again along a flow ``(B, 2, h, w)`` px.
+    def fits(self, flows: Tensor) -> Tensor:
+        """How ill each pixel is found again along flows ``(B, K, 2, h, w)`` px.
 
         Returns:
-            ``(B, NUM_FITS, h, w)`` logarithms.
+            ``(B, K, NUM_FITS, h, w)`` logarithms.
         """
-        batch, _, height, width = flow.shape
-        size = flow.new_tensor([self.second.shape[-1] - 1, self.second.shape[-2] - 1])
-        to = coords_grid(batch, height, width, flow.device) + flow / SCALE
-        to = to + self.corner[..., None, None]
-        to = to.permute(0, 2, 3, 1) * (2 / size) - 1
-        found = F.grid_sample(self.second, to, align_corners=True)
-        unlike = box((self.first[:, 3:] - found[:, 3:]).abs(), 3)
-        colours = (self.first[:, :3] - found[:, :3]).abs().mean(dim=1, keepdim=True)
+        batch, count, _, height, width = flows.shape
+        size = flows.new_tensor([self.second.shape[-1] - 1, self.second.shape[-2] - 1])
+        here = coords_grid(batch, height, width, flows.device) + self.corner[..., None, None]
+        to = (here[:, None] + flows / SCALE).permute(0, 1, 3, 4, 2) * (2 / size) - 1
+        found = F.grid_sample(self.second, to.flatten(1, 2), align_corners=True)
+        found = found.unflatten(2, (count, height))
+        unlike = box((self.first[:, 3, None] - found[:, 3]).abs(), 3)
+        colours = (self.first[:, :3, None] - found[:, :3]).abs().mean(dim=1)
         fits = [unlike + 0.05, box(unlike, 5) + 0.05, box(colours, 3) + 1]
-        return torch.cat(fits, dim=1).log()
+        return torch.stack(fits, dim=2).log()
 
 
 def propagate(
@@ -122,22 +123,27 @@ def _logits(flow: Tensor, colour: Tensor, guides: Tensor, pictures: Pictures | N
     rings, sure, colour_counts, towards, held = guides.split(parts, dim=1)
     counts = colour_counts.clamp(max=MOST).exp()
     height, width = guides.shape[-2:]
-    padded = F.pad(torch.cat([colour, sure, flow], dim=1), (_REACH,) * 4, mode='replicate')
-    if pictures is not None:
-        own = pictures.fits(flow)
-    logits = []
-    for number, (ring, dy, dx) in enumerate(NEIGHBOURS):
-        y, x = _REACH + dy, _REACH + dx
-        colour_there, sure_there, flow_there = padded[..., y : y + height, x : x + width].split(
-            (3, 1, 2), dim=1
-        )
-        logit = rings[:, ring : ring + 1] + sure_there
-        if ring:
-            unlike = (colour_there - colour).square().sum(dim=1, keepdim=True)
-            logit = logit - counts * unlike + towards[:, number - 1 : number]
-        if ring and pictures is not None:
+    logits = [rings[:, :1] + sure]
+    # What lies around has no gradient but for the logit of its flow.
+    padded_sure = F.pad(sure, (_REACH,) * 4, mode='replicate')
+    padded = F.pad(torch.cat([colour, flow], dim=1).detach(), (_REACH,) * 4, mode='replicate')
+    own = None if pictures is None else pictures.fits(flow[:, None])
+    for ring in range(1, 1 + len(RINGS)):
+        # All of a ring at once: more at a time takes no less time, and memory.
+        places = [
+            np.s_[..., _REACH + dy : _REACH + dy + height, _REACH + dx : _REACH + dx + width]
+            for number, dy, dx in NEIGHBOURS
+            if number == ring
+        ]
+        there = torch.stack([padded[place] for place in places], dim=1)
+        colour_there, flow_there = there.split((3, 2), dim=2)
+        unlike = (colour_there - colour[:, None]).square().sum(dim=2)
+        logit = torch.cat([padded_sure[place] for place in places], dim=1) - counts * unlike
+        towards_ring = towards[:, (ring - 1) * DIRECTIONS : ring * DIRECTIONS]
+        logit = logit + rings[:, ring : ring + 1] + towards_ring
+        if pictures is not None and own is not None:
             better = own - pictures.fits(flow_there)
-            apart = (10 * length(flow_there - flow, 1)[:, None] + 1).log()
-            logit = logit + (held * torch.cat([better, apart], dim=1)).sum(dim=1, keepdim=True)
+            apart = (10 * length(flow_there - flow[:, None], 2) + 1).log()
+            logit = logit + (held[:, None, :-1] * better).sum(dim=2) + held[:, -1:] * apart
         logits.append(logit)
     return torch.cat(logits, dim=1)
