@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the blend of raft_tiny and daflow_tiny on cues that are computed once (runs 28 to 30).
+"""Train the blend of raft_tiny and daflow_tiny on cues that are computed once (runs 28 to 31).
 
     python tools/train_blend.py match pairs imagery --count 800 --seed 0      # one for each core
     python tools/train_blend.py train pairs runs/blend --minutes 60
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from daflow_ros.degradation import random_degradation
+from daflow_ros.degradation import apply_degradation, random_degradation
 from daflow_ros.estimators import load_estimator
 from daflow_ros.models.blend_cues import COLOUR, EVEN
 from daflow_ros.models.blending import FlowBlend, cut_off
@@ -44,13 +44,20 @@ from daflow_ros.training.window_stream import WindowDrawer, WindowSize, window
 Array = NDArray[Any]
 
 #: Of the pairs: share that are scenes, and their side in px.
-SCENES, SCENE_SIDE = 0.18, 384
-#: Crops of a step, px of half the resolution: at first, and for the last part of the time.
-CROPS, LAST = ((128, 8), (192, 4)), 0.3
+SCENES, SCENE_SIDE = 0.4, 384
+#: Of the scenes: share that get one of these, of which pale and plain ones come more often than in
+#: the training mix, and its severities.
+WEATHERED, SEVERITIES = 0.55, (1.0, 4.0)
+WEATHER = (
+    *('fog', 'rain') * 4, 'snow', 'snow', 'dust', 'wet_lens', 'night', 'glare', 'contrast',
+    'brightness',
+)  # fmt: skip
+#: Crops of a step, px of half the resolution, and how many.
+CROPS = (128, 8)
 #: Steps of warm-up; part of the time over which the rate falls; norm that gradients are cut to.
 WARM_UP, FALL, NORM = 150, 0.7, 0.4
 #: px; a crop that errs by as much counts half as much as one that hardly does.
-SOFT = 2.0
+SOFT = 3.0
 CONFIDENCE_WEIGHT, EMA, HELD_OUT = 0.05, 0.998, 100
 PARTS = ('cues', 'hidden', 'flows', 'second')
 WEIGHTS = Path(__file__).resolve().parents[1] / 'daflow_ros' / 'weights'
@@ -84,15 +91,20 @@ def match(folder: Path, imagery: Path, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
     for number in tqdm(range(count), unit='pair'):
-        size = WindowSize(384, 512)
-        if rng.random() < SCENES:
+        size, scene = WindowSize(384, 512), rng.random() < SCENES
+        if scene:
             frames, flow, _ = drawer.scene(rng, generator)
             size = WindowSize(SCENE_SIDE, SCENE_SIDE)
         else:
             frames, flow, _ = drawer.pair(rng, generator)
         images, part = window(rng, frames, flow, size)
         clip = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)[None]
-        clip = random_degradation(clip.float() / 255, generator)[0]
+        clip = clip.float() / 255
+        if scene and rng.random() < WEATHERED:
+            name, severity = str(rng.choice(WEATHER)), float(rng.uniform(*SEVERITIES))
+            clip = apply_degradation(clip, name, severity, generator)[0].clamp(0, 1)
+        else:
+            clip = random_degradation(clip, generator)[0]
         levels = (clip * 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
         estimator.estimate(*levels)
         true = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None]
@@ -261,7 +273,7 @@ def train(folder: Path, output: Path, minutes: float, rate: float, new: bool) ->
                 save(averaged, output)
             if done >= 1:
                 break
-            flow, laplace, true, valid = run(blend, *pairs.batch(*CROPS[done > 1 - LAST]))
+            flow, laplace, true, valid = run(blend, *pairs.batch(*CROPS))
             error = mean_error(flow, true, valid)
             loss = (SOFT * error / (SOFT + error.detach())).mean()
             loss = loss + CONFIDENCE_WEIGHT * laplace_nll(laplace, flow, true, valid)
