@@ -14,9 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from daflow_ros.models.correlation import coords_grid
 from daflow_ros.models.cues import box, length
-from daflow_ros.models.spatial_propagation import NUM_FITS, NUM_HELD, SCALE, Pictures
+from daflow_ros.models.spatial_propagation import NUM_FITS, NUM_HELD, Pictures
 from daflow_ros.models.unet import UNet
 
 #: Cues of a flow, see `seen`.
@@ -37,11 +36,8 @@ def seen(flow: Tensor, flows: Tensor, pictures: Pictures) -> Tensor:
     Returns:
         ``(B, NUM_SEEN, h, w)``.
     """
-    batch, _, height, width = flow.shape
-    to = coords_grid(batch, height, width, flow.device) + flow / SCALE
-    to = to + pictures.corner[..., None, None]
-    last = to.new_tensor([pictures.second.shape[-1] - 1, pictures.second.shape[-2] - 1])
-    out = ((to < 0) | (to > last[:, None, None])).any(dim=1, keepdim=True)
+    to = pictures.targets(flow[:, None])[:, 0]
+    out = ((to < 0) | (to > pictures.last[:, None, None])).any(dim=1, keepdim=True)
     apart = length(flow[:, None] - flows, 2)
     rough = length(flow - box(flow, 3), 1)[:, None]
     step = flow - box(flow, 9)

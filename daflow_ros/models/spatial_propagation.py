@@ -63,6 +63,17 @@ class Pictures(NamedTuple):
     second: Tensor
     corner: Tensor
 
+    @property
+    def last(self) -> Tensor:
+        """Of the second picture's pixels, x first."""
+        return self.corner.new_tensor([self.second.shape[-1] - 1, self.second.shape[-2] - 1])
+
+    def targets(self, flows: Tensor) -> Tensor:
+        """Where flows ``(B, K, 2, h, w)`` px lead to in the second picture, the same shape."""
+        height, width = flows.shape[-2:]
+        here = coords_grid(len(flows), height, width, flows.device) + self.corner[..., None, None]
+        return here[:, None] + flows / SCALE
+
     @torch.no_grad()
     def fits(self, flows: Tensor) -> Tensor:
         """How ill each pixel is found again along flows ``(B, K, 2, h, w)`` px.
@@ -70,10 +81,8 @@ class Pictures(NamedTuple):
         Returns:
             ``(B, K, NUM_FITS, h, w)`` logarithms.
         """
-        batch, count, _, height, width = flows.shape
-        size = flows.new_tensor([self.second.shape[-1] - 1, self.second.shape[-2] - 1])
-        here = coords_grid(batch, height, width, flows.device) + self.corner[..., None, None]
-        to = (here[:, None] + flows / SCALE).permute(0, 1, 3, 4, 2) * (2 / size) - 1
+        count, height = flows.shape[1], flows.shape[-2]
+        to = self.targets(flows).permute(0, 1, 3, 4, 2) * (2 / self.last) - 1
         found = F.grid_sample(self.second, to.flatten(1, 2), align_corners=True)
         found = found.unflatten(2, (count, height))
         unlike = box((self.first[:, 3, None] - found[:, 3]).abs(), 3)
