@@ -89,3 +89,14 @@ def test_the_packaged_blend_trains_on_and_nothing_else_changes(
         blends.append({k[len(prefix) :]: v for k, v in after.items() if k.startswith(prefix)})
     one, other = blends
     assert all(torch.equal(one[k], other[k]) for k in one)
+
+    packaged = ROOT / 'daflow_ros' / 'weights' / 'raft_tiny'
+    averaged = tool('mean', tmp_path / 'mean', packaged, out / 'raft_tiny')
+    assert averaged.returncode == 0, averaged.stderr[-2000:]
+    before, after = load_file(packaged / FILE), load_file(out / 'raft_tiny' / FILE)
+    for name, prefix in (('raft_tiny', ''), ('daflow_tiny', 'raft.')):
+        halfway = load_file(tmp_path / 'mean' / name / FILE)
+        for key, value in before.items():
+            if key.startswith('blend.') or not prefix:
+                expected = (value.double() + after[key].double()) / 2
+                assert torch.allclose(halfway[prefix + key].double(), expected, atol=1e-6), key

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the blend of raft_tiny and daflow_tiny on cues that are computed once (runs 28 to 31).
+"""Train the blend of raft_tiny and daflow_tiny on cues that are computed once (runs 28 to 32).
 
     python tools/train_blend.py match pairs imagery --count 800 --seed 0      # one for each core
     python tools/train_blend.py train pairs runs/blend --minutes 60
+    python tools/train_blend.py mean runs/mean runs/blend/raft_tiny daflow_ros/weights/raft_tiny
     python tools/ship_weights.py runs/blend/raft_tiny raft_tiny               # daflow_tiny, too
 
 `match` draws and degrades pairs, matches them with the packaged raft_tiny as its estimator does it
 and writes what its blend is shown (11 MB a pair of 512x384 px). `train` goes on from the packaged
 blend, or from nothing, on crops of that; with `torchrun --nproc-per-node N` in N processes, which
 on a CPU are faster with one thread each than one process with N. It writes a log, and both models.
+`mean` takes the mean of the blends' weights of several runs of which one started from the other.
 """
 
 from __future__ import annotations
@@ -233,6 +235,15 @@ def save(blend: FlowBlend, output: Path) -> None:
         model.save_pretrained(output / name)
 
 
+def average(output: Path, models: list[Path]) -> None:
+    """Both packaged models with the mean of these models' blends (arXiv:2203.05482)."""
+    blends = [raft_of(load_folder(model)).blend.float() for model in models]
+    weights = [blend.state_dict() for blend in blends]
+    mean = {key: torch.stack([w[key] for w in weights]).mean(dim=0) for key in weights[0]}
+    blends[0].load_state_dict(mean)
+    save(blends[0], output)
+
+
 def train(folder: Path, output: Path, minutes: float, rate: float, new: bool) -> None:
     """Train by the clock; the first process writes."""
     world, rank = int(os.environ.get('WORLD_SIZE', 1)), int(os.environ.get('RANK', 0))
@@ -310,9 +321,14 @@ def main() -> None:
     training.add_argument('--minutes', type=float, default=60)
     training.add_argument('--rate', type=float, default=6e-4, help='highest learning rate')
     training.add_argument('--new', action='store_true', help='from nothing')
+    averaging = verbs.add_parser('mean', help='mean of the weights of several blends')
+    averaging.add_argument('output', type=Path, help='folder of both models')
+    averaging.add_argument('models', type=Path, nargs='+', help='folders of raft_tiny, trained')
     given = parser.parse_args()
     if given.verb == 'match':
         match(given.folder, given.imagery, given.count, given.seed)
+    elif given.verb == 'mean':
+        average(given.output, given.models)
     else:
         train(given.folder, given.output, given.minutes, given.rate, given.new)
 
