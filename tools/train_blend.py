@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the blend of raft_tiny and daflow_tiny on cues that are computed once (runs 28 to 32).
+"""Train the blend of raft_tiny and daflow_tiny on cues that are computed once (runs 28 to 33).
 
     python tools/train_blend.py match pairs imagery --count 800 --seed 0      # one for each core
     python tools/train_blend.py train pairs runs/blend --minutes 60
