@@ -99,4 +99,6 @@ def test_the_packaged_blend_trains_on_and_nothing_else_changes(
         for key, value in before.items():
             if key.startswith('blend.') or not prefix:
                 expected = (value.double() + after[key].double()) / 2
-                assert torch.allclose(halfway[prefix + key].double(), expected, atol=1e-6), key
+                off = (halfway[prefix + key].double() - expected).abs().max()
+                # Training changed them by little, and neither of the two may pass for the mean.
+                assert off <= 0.1 * (after[key].double() - value.double()).abs().max(), key
